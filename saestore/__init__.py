@@ -1,0 +1,1 @@
+"""A lake of model activations and sparse-autoencoder codes."""

@@ -1,0 +1,189 @@
+"""The names and paths of the on-disk format, version 1: the only place where a path inside a lake is spelled.
+
+The normative description is `docs/format.md`; the section numbers in this module's docstrings are its.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from saestore.errors import InputError
+
+FORMAT_VERSION = 1
+ATTRIBUTE = "saestore"
+LEDGER = "ledger"
+
+SampleType = Literal["token", "patch", "cls", "mean", "max", "last"]
+SAMPLE_TYPES: tuple[str, ...] = get_args(SampleType)
+POSITION_TYPES = ("token", "patch")
+SPLITS = ("train", "cal", "test")
+
+SAES = "saes"
+DATA = "data"
+SAMPLES = "samples"
+POSITIONS = "positions"
+ACTIVATIONS = "activations"
+CODES = "codes"
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._:+@=,()-]*")
+_RESERVED_COLUMNS = {"id", "split", "text", "path", "concepts", "concept", "sample"}
+
+
+def check_name(name: str, what: str) -> str:
+    """Return a user's name for a dataset, model, layer or SAE if it can be one path part, else refuse it.
+
+    Raises
+    ------
+    InputError
+        The name is empty, longer than 120 characters, holds a path separator or `..`, or begins or ends in a way that
+        some file system or Zarr itself gives a meaning to.
+    """
+    usable = (
+        isinstance(name, str)
+        and 0 < len(name) <= 120
+        and _NAME.fullmatch(name) is not None
+        and ".." not in name
+        and name[-1] not in " ."
+        and name != "zarr.json"
+    )
+    if not usable:
+        raise InputError(
+            f"{what} name {name!r} cannot be used: give 1 to 120 letters, digits, spaces or ._:+@=,()- "
+            "beginning with a letter or digit, without '..' and '/'"
+        )
+    return name
+
+
+def check_column(name: str) -> str:
+    """Return the name of an extra sample column if it can be the name of an array, else refuse it."""
+    usable = (
+        isinstance(name, str)
+        and 0 < len(name) <= 200
+        and name.isprintable()
+        and not set("/\\") & set(name)
+        and not name.startswith((".", "__"))
+        and name not in _RESERVED_COLUMNS
+        and name != "zarr.json"
+    )
+    if not usable:
+        raise InputError(
+            f"column name {name!r} cannot be used: it must be printable, at most 200 characters, without '/', not "
+            f"begin with '.' or '__', and not be one of {', '.join(sorted(_RESERVED_COLUMNS))}; rename the column"
+        )
+    return name
+
+
+def check_sample_type(sample_type: str) -> str:
+    """Return a sample type if the format knows it, else refuse it."""
+    if sample_type not in SAMPLE_TYPES:
+        raise InputError(f"sample type {sample_type!r} is unknown; choose from {', '.join(SAMPLE_TYPES)}")
+    return sample_type
+
+
+@dataclass(frozen=True, order=True)
+class ModelKey:
+    """A model's place under a dataset."""
+
+    dataset: str
+    model: str
+
+    def __post_init__(self) -> None:
+        check_name(self.dataset, "dataset")
+        check_name(self.model, "model")
+        if self.model == SAMPLES:
+            raise InputError(f"model name {self.model!r} is taken by the format; choose another")
+
+    @property
+    def path(self) -> str:
+        """Path of the group."""
+        return f"{DATA}/{self.dataset}/{self.model}"
+
+    @property
+    def positions_path(self) -> str:
+        """Path of the position axis that all layers of the model share."""
+        return f"{self.path}/{POSITIONS}"
+
+
+@dataclass(frozen=True, order=True)
+class ActivationsKey:
+    """Where one layer's activations of one sample type lie."""
+
+    dataset: str
+    model: str
+    layer: str
+    sample_type: str
+
+    def __post_init__(self) -> None:
+        ModelKey(self.dataset, self.model)
+        check_name(self.layer, "layer")
+        if self.layer == POSITIONS:
+            raise InputError(f"layer name {self.layer!r} is taken by the format; choose another")
+        check_sample_type(self.sample_type)
+
+    @property
+    def model_key(self) -> ModelKey:
+        """The model the layer belongs to."""
+        return ModelKey(self.dataset, self.model)
+
+    @property
+    def layer_path(self) -> str:
+        """Path of the layer's group."""
+        return f"{self.model_key.path}/{self.layer}"
+
+    @property
+    def path(self) -> str:
+        """Path of the group."""
+        return f"{self.layer_path}/{ACTIVATIONS}/{self.sample_type}"
+
+
+@dataclass(frozen=True, order=True)
+class CodesKey:
+    """Where the codes of one SAE over one layer's activations lie."""
+
+    dataset: str
+    model: str
+    layer: str
+    sae: str
+    sample_type: str
+
+    def __post_init__(self) -> None:
+        ActivationsKey(self.dataset, self.model, self.layer, self.sample_type)
+        check_name(self.sae, "SAE")
+
+    @property
+    def activations(self) -> ActivationsKey:
+        """The activations that the codes were made from."""
+        return ActivationsKey(self.dataset, self.model, self.layer, self.sample_type)
+
+    @property
+    def sae_path(self) -> str:
+        """Path of the SAE's group under the layer."""
+        return f"{self.activations.layer_path}/{CODES}/{self.sae}"
+
+    @property
+    def path(self) -> str:
+        """Path of the group."""
+        return f"{self.sae_path}/{self.sample_type}"
+
+
+def dataset_path(dataset: str) -> str:
+    """Return the path of a dataset's group."""
+    return f"{DATA}/{check_name(dataset, 'dataset')}"
+
+
+def samples_path(dataset: str) -> str:
+    """Return the path of a dataset's sample table."""
+    return f"{dataset_path(dataset)}/{SAMPLES}"
+
+
+def sae_path(sae: str) -> str:
+    """Return the path of an imported SAE."""
+    return f"{SAES}/{check_name(sae, 'SAE')}"
+
+
+def parents(path: str) -> list[str]:
+    """Return the paths of all groups above a node, from the root (the empty path) down."""
+    parts = path.split("/")[:-1]
+    return ["/".join(parts[:depth]) for depth in range(len(parts) + 1)] if path else []

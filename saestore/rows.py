@@ -1,0 +1,554 @@
+"""Row groups: arrays that share one axis and one shard grid, and the ledger that says which shards exist.
+
+Samples, positions, activations, codes and SAE weights are all stored this way (docs/format.md, section 3). A shard is
+built in memory, put as one object per array, and then entered into the ledger; what is not in the ledger was not
+written, and reading it is an error instead of Zarr's zeros.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import google_crc32c
+import numpy as np
+from numpy.typing import NDArray
+
+from saestore.errors import ConflictError, HoleError, InputError, IntegrityError, MissingError
+from saestore.layout import ATTRIBUTE, FORMAT_VERSION, LEDGER, parents
+from saestore.shards import ShardedArray, checksum_bytes, decode, encode, encode_shard
+from saestore.storage import Storage, document_key, group_document, put_document, put_group, read_document
+
+LEDGER_FIELDS = ("crc32c", "bytes", "flagged", "run")
+_ENTRY = np.dtype("<u8")
+_CONCURRENT_READS = 16
+_BYTES_PER_READ = 4 << 20
+
+Codec = Literal["bitshuffle", "shuffle", "zstd", "none"]
+
+
+@dataclass(frozen=True)
+class ArraySpec:
+    """One array of a row group.
+
+    Parameters
+    ----------
+    name : str
+        Name of the array in the group.
+    dtype : str
+        Zarr data type: a numpy name such as `float16`, or `string`.
+    width : int, optional
+        Length of the second axis; None for a 1-D array.
+    width_axis : str
+        Dimension name of the second axis.
+    codec : {"bitshuffle", "shuffle", "zstd", "none"}
+        Blosc zstd level 3 behind that shuffle, plain zstd level 3, or raw bytes. crc32c always comes last.
+    attributes : mapping
+        Attributes of the array.
+    """
+
+    name: str
+    dtype: str
+    width: int | None = None
+    width_axis: str = "slot"
+    codec: Codec = "bitshuffle"
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def shape_tail(self) -> tuple[int, ...]:
+        """Shape of one row."""
+        return () if self.width is None else (self.width,)
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row before compression; strings count as 64."""
+        item = 64 if self.dtype == "string" else np.dtype(self.dtype).itemsize
+        return item * (self.width or 1)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """How an axis is cut into shards, the unit of writing, and chunks, the unit of reading."""
+
+    rows: int
+    shard_rows: int
+    chunk_rows: int
+
+    @classmethod
+    def plan(cls, rows: int, *, shard_rows: int, chunk_rows: int) -> Grid:
+        """Fit the wished sizes to the axis: a short axis gets one short shard, and shards hold whole chunks."""
+        if rows <= 0:
+            raise InputError(f"there are {rows} rows to store; at least one is needed")
+        chunk = min(chunk_rows, rows, shard_rows)
+        shard = min(shard_rows, -(-rows // chunk) * chunk)
+        return cls(rows, max(1, shard // chunk) * chunk, chunk)
+
+    @property
+    def n_shards(self) -> int:
+        """Number of shards."""
+        return -(-self.rows // self.shard_rows)
+
+    def shard(self, index: int) -> slice:
+        """Return the rows of one shard."""
+        start = index * self.shard_rows
+        return slice(start, min(start + self.shard_rows, self.rows))
+
+    def shards(self, start: int, stop: int) -> range:
+        """Return the shards that hold rows of `start:stop`."""
+        return range(start // self.shard_rows, -(-stop // self.shard_rows)) if stop > start else range(0)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What the ledger says of one shard of one array.
+
+    crc32c and bytes are of the stored object; flagged counts what the writer found worth counting (non-finite values
+    of activations, truncated rows of codes); run is the identity of the writing plan.
+    """
+
+    crc32c: int
+    bytes: int
+    flagged: int
+    run: int
+
+
+class RowGroup:
+    """A row group in a lake, open for reading and for writing shards.
+
+    Get one from `create` or `open`. Methods may be called from several threads.
+    """
+
+    def __init__(self, storage: Storage, path: str, document: Mapping[str, Any]) -> None:
+        self.storage = storage
+        self.path = path
+        self.attributes: dict[str, Any] = document["attributes"][ATTRIBUTE]
+        self.axis: str = self.attributes["axis"]
+        self.grid = Grid(**self.attributes["grid"])
+        self.array_names: tuple[str, ...] = tuple(self.attributes["arrays"])
+        self.run = int(self.attributes["run"], 16)
+        self._documents: dict[str, Any] = document["consolidated_metadata"]["metadata"]
+        self._arrays = {
+            name: ShardedArray(storage, f"{path}/{name}", self._documents[name]) for name in self.array_names
+        }
+        self._entries: dict[int, tuple[Entry, ...]] = {}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return RowGroup.open, (self.storage, self.path)
+
+    def __repr__(self) -> str:
+        return f"<RowGroup {self.path}: {self.grid.rows} {self.axis}s, arrays {', '.join(self.array_names)}>"
+
+    @classmethod
+    def create(
+        cls,
+        storage: Storage,
+        path: str,
+        *,
+        kind: str,
+        axis: str,
+        grid: Grid,
+        arrays: Sequence[ArraySpec],
+        identity: Mapping[str, Any],
+        whole: Mapping[str, tuple[NDArray[Any], tuple[str, ...]]] | None = None,
+        attributes: Mapping[str, Any] | None = None,
+    ) -> RowGroup:
+        """Create the group, or open it if it was created from the same plan.
+
+        Parameters
+        ----------
+        kind : str
+            What the group holds (`samples`, `positions`, `activations`, `codes`, `sae`).
+        axis : str
+            Dimension name of the shared axis (`sample`, `row`, `unit`).
+        identity : mapping
+            JSON values that determine every stored byte (parameters and content hashes). Two plans with the same
+            identity, grid and arrays are the same run, so a killed one can be continued.
+        whole : mapping of str to (array, dimension names), optional
+            Small arrays off the axis, each stored as one object now.
+        attributes : mapping, optional
+            JSON values that do not change what is stored (versions, quality).
+
+        Raises
+        ------
+        ConflictError
+            The group exists and was made from another plan.
+        """
+        plan = {
+            "kind": kind,
+            "axis": axis,
+            "grid": {"rows": grid.rows, "shard_rows": grid.shard_rows, "chunk_rows": grid.chunk_rows},
+            "arrays": [spec.name for spec in arrays],
+            "identity": _plain(identity),
+        }
+        stored = {"dtypes": {spec.name: spec.dtype for spec in arrays}, "widths": [spec.width for spec in arrays]}
+        run = hashlib.sha256(json.dumps([plan, stored], sort_keys=True).encode()).hexdigest()[:16]
+        existing = read_document(storage, path)
+        if existing is not None:
+            group = cls.from_document(storage, path, existing)
+            if group.attributes["run"] != run:
+                raise ConflictError(_difference(storage, path, group.attributes, plan))
+            return group
+        documents = {spec.name: _array_document(spec, axis, grid) for spec in arrays}
+        documents[LEDGER] = _ledger_document(grid.n_shards, len(arrays))
+        manifest: dict[str, Any] = {}
+        for name, (content, dimensions) in (whole or {}).items():
+            documents[name], encoded = _whole_array(content, dimensions)
+            manifest[name] = {"bytes": len(encoded), "crc32c": google_crc32c.value(encoded)}
+            storage.put(_chunk_key(path, name, (0,) * content.ndim), encoded)
+        for parent in parents(path):
+            if read_document(storage, parent) is None:
+                put_group(storage, parent)
+        for name, document in documents.items():
+            put_document(storage, f"{path}/{name}", document)
+        own = {**plan, "format": FORMAT_VERSION, "run": run, "whole": manifest, **_plain(attributes or {})}
+        document = group_document({ATTRIBUTE: own})
+        document["consolidated_metadata"] = {"kind": "inline", "must_understand": False, "metadata": documents}
+        # Last, because the group's own document is what says that the group exists.
+        put_document(storage, path, document)
+        return cls(storage, path, document)
+
+    @classmethod
+    def open(cls, storage: Storage, path: str) -> RowGroup:
+        """Open an existing group.
+
+        Raises
+        ------
+        MissingError
+            There is no row group at the path.
+        IntegrityError
+            Its document is not one of this format.
+        """
+        document = read_document(storage, path)
+        if document is None:
+            raise MissingError(f"there is nothing at {path} in {storage.url}; `saestore status` lists what there is")
+        return cls.from_document(storage, path, document)
+
+    @classmethod
+    def from_document(cls, storage: Storage, path: str, document: Mapping[str, Any]) -> RowGroup:
+        """Open a group whose document has been read already."""
+        own = document.get("attributes", {}).get(ATTRIBUTE, {})
+        if own.get("format", FORMAT_VERSION) != FORMAT_VERSION:
+            raise IntegrityError(
+                f"{path} in {storage.url} has format {own['format']}, this saestore reads format {FORMAT_VERSION}; "
+                "update saestore"
+            )
+        if "grid" not in own or "consolidated_metadata" not in document:
+            raise IntegrityError(f"{path} in {storage.url} is not a row group; it was not written by saestore")
+        return cls(storage, path, document)
+
+    # ---------------------------------------------------------------- ledger
+
+    def written(self) -> NDArray[np.bool_]:
+        """Return which shards are in the ledger, from one listing: (n_shards,) bool."""
+        present = np.zeros(self.grid.n_shards, dtype=bool)
+        for name in self.storage.names(f"{self.path}/{LEDGER}"):
+            parts = name.split(".")
+            if len(parts) == 4 and parts[0] == "c" and parts[1].isdigit() and int(parts[1]) < present.size:
+                present[int(parts[1])] = True
+        return present
+
+    def missing_shards(self) -> list[int]:
+        """Return the shards that are not in the ledger."""
+        return [int(shard) for shard in np.flatnonzero(~self.written())]
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every shard is in the ledger."""
+        return bool(self.written().all())
+
+    def written_rows(self) -> int:
+        """Return the number of rows whose shards are in the ledger."""
+        present = self.written()
+        full = int(present.sum()) * self.grid.shard_rows
+        return full - (self.grid.n_shards * self.grid.shard_rows - self.grid.rows) * int(present[-1])
+
+    def entries(self, shards: Iterable[int]) -> dict[int, tuple[Entry, ...] | None]:
+        """Return the ledger's entries of shards, one per array; None for a shard that was not written."""
+        wanted = list(shards)
+        unknown = [shard for shard in wanted if shard not in self._entries]
+        for shard, content in zip(unknown, self._get_many([self._ledger_key(shard) for shard in unknown]), strict=True):
+            if content is not None:
+                entry = _decode_entry(content, len(self.array_names), f"{self.path}/{LEDGER} shard {shard}")
+                if entry[0].bytes:
+                    self._entries[shard] = entry
+        return {shard: self._entries.get(shard) for shard in wanted}
+
+    def stored_bytes(self) -> int:
+        """Return the bytes of all written shards and whole arrays, by the ledger."""
+        entries = self.entries(np.flatnonzero(self.written()).tolist())
+        shards = sum(entry.bytes for row in entries.values() if row is not None for entry in row)
+        return shards + sum(int(item["bytes"]) for item in self.attributes["whole"].values())
+
+    def flagged(self, name: str) -> int:
+        """Return the total of the writer's counts for one array over all written shards."""
+        column = self.array_names.index(name)
+        entries = self.entries(np.flatnonzero(self.written()).tolist())
+        return sum(row[column].flagged for row in entries.values() if row is not None)
+
+    def content_hash(self) -> str:
+        """Return a hash of everything stored: sha256 over the ledger's checksums and the identity.
+
+        Raises
+        ------
+        HoleError
+            Some shard was not written.
+        """
+        self.check_present(0, self.grid.rows)
+        digest = hashlib.sha256(self.attributes["run"].encode())
+        for shard, row in self.entries(range(self.grid.n_shards)).items():
+            assert row is not None
+            digest.update(repr((shard, [(entry.crc32c, entry.bytes) for entry in row])).encode())
+        return digest.hexdigest()
+
+    def check_present(self, start: int, stop: int) -> None:
+        """Refuse rows that were never written.
+
+        Raises
+        ------
+        HoleError
+            A shard of `start:stop` is not in the ledger; the rows are named.
+        """
+        holes = [shard for shard, row in self.entries(self.grid.shards(start, stop)).items() if row is None]
+        if holes:
+            first = self.grid.shard(holes[0])
+            more = f" and {len(holes) - 1} more shards" if len(holes) > 1 else ""
+            raise HoleError(
+                f"rows {first.start} to {first.stop - 1}{more} of {self.path} were never written; "
+                "run the command that writes them again, it goes on where it stopped"
+            )
+
+    # --------------------------------------------------------------- writing
+
+    def write_shard(
+        self, shard: int, arrays: Mapping[str, NDArray[Any]], *, flagged: Mapping[str, int] | None = None
+    ) -> int:
+        """Write one shard of every array, then its ledger entry.
+
+        Parameters
+        ----------
+        shard : int
+            Index in the grid.
+        arrays : mapping of str to array
+            For every array of the group, its rows of the shard in the stored dtype.
+        flagged : mapping of str to int, optional
+            The writer's count for an array.
+
+        Returns
+        -------
+        int
+            Bytes stored.
+        """
+        rows = self.grid.shard(shard)
+        entry = np.zeros((len(self.array_names), len(LEDGER_FIELDS)), dtype=_ENTRY)
+        for column, name in enumerate(self.array_names):
+            content = arrays[name]
+            assert content.shape[0] == rows.stop - rows.start, (name, content.shape, rows)
+            encoded = encode_shard(self._documents[name], content)
+            self.storage.put(_chunk_key(self.path, name, (shard,) + (0,) * (content.ndim - 1)), encoded)
+            entry[column] = (google_crc32c.value(encoded), len(encoded), (flagged or {}).get(name, 0), self.run)
+        raw = entry.tobytes()
+        self.storage.put(self._ledger_key(shard), raw + checksum_bytes(raw))
+        return int(entry[:, 1].sum())
+
+    # --------------------------------------------------------------- reading
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> NDArray[Any]:
+        """Read consecutive rows of one array.
+
+        Returns
+        -------
+        array
+            Rows `start:stop` in the stored dtype; strings as numpy objects.
+
+        Raises
+        ------
+        HoleError
+            Some rows were never written.
+        IntegrityError
+            A stored object is lost, too short, or fails a checksum.
+        """
+        stop = self.grid.rows if stop is None else stop
+        if not 0 <= start <= stop <= self.grid.rows:
+            raise InputError(f"rows {start}:{stop} of {self.path} do not exist; it has {self.grid.rows} {self.axis}s")
+        self.check_present(start, stop)
+        return self._arrays[name].read(start, stop)
+
+    def take(self, name: str, rows: NDArray[np.integer[Any]]) -> NDArray[Any]:
+        """Read chosen rows of one array, in the order given; every chunk is read at most once.
+
+        Raises
+        ------
+        HoleError, IntegrityError
+            As for `read`.
+        """
+        rows = np.asarray(rows, dtype=np.int64)
+        if rows.size == 0:
+            return self.read(name, 0, 0)
+        if rows.min() < 0 or rows.max() >= self.grid.rows:
+            raise InputError(f"{self.path} has {self.grid.rows} {self.axis}s; row {rows.max()} was asked for")
+        unique, inverse = np.unique(rows, return_inverse=True)
+        runs = list(_runs(unique, self.grid.chunk_rows, self._chunks_per_read(name)))
+        with ThreadPoolExecutor(min(_CONCURRENT_READS, len(runs))) as pool:
+            parts = list(pool.map(lambda run: self.read(name, int(run[0]), int(run[-1]) + 1)[run - run[0]], runs))
+        return np.concatenate(parts)[inverse]
+
+    def whole(self, name: str) -> NDArray[Any]:
+        """Read a small array off the axis.
+
+        Raises
+        ------
+        IntegrityError
+            It is lost or damaged.
+        """
+        expected = self.attributes["whole"][name]
+        document = self._documents[name]
+        key = _chunk_key(self.path, name, (0,) * len(document["shape"]))
+        content = self.storage.get(key)
+        if content is None or google_crc32c.value(content) != expected["crc32c"]:
+            raise IntegrityError(f"{key} in {self.storage.url} is lost or damaged; restore it from a copy")
+        raw = decode(memoryview(content), document["codecs"])
+        return np.frombuffer(raw, dtype=np.dtype(document["data_type"]).newbyteorder("<")).reshape(document["shape"])
+
+    def _chunks_per_read(self, name: str) -> int:
+        document = self._documents[name]
+        if document["data_type"] == "string":
+            return 1
+        row_bytes = np.dtype(document["data_type"]).itemsize * math.prod(document["shape"][1:])
+        return max(1, _BYTES_PER_READ // int(row_bytes * self.grid.chunk_rows))
+
+    def _get_many(self, keys: Sequence[str]) -> list[bytes | None]:
+        if len(keys) < 2:
+            return [self.storage.get(key) for key in keys]
+        with ThreadPoolExecutor(min(_CONCURRENT_READS, len(keys))) as pool:
+            return list(pool.map(self.storage.get, keys))
+
+    def _ledger_key(self, shard: int) -> str:
+        return f"{self.path}/{LEDGER}/c.{shard}.0.0"
+
+
+def group_exists(storage: Storage, path: str) -> bool:
+    """Whether a node's document is there."""
+    return storage.sizes([document_key(path)])[0] is not None
+
+
+def _runs(rows: NDArray[np.int64], chunk_rows: int, chunks_per_read: int) -> Iterator[NDArray[np.int64]]:
+    """Cut sorted rows where a whole chunk would be skipped, and where a run would grow beyond a bounded read."""
+    chunks = rows // chunk_rows
+    gaps = np.diff(chunks) > 1
+    bounds = np.diff(chunks // chunks_per_read) > 0
+    yield from np.split(rows, np.flatnonzero(gaps | bounds) + 1)
+
+
+def _plain(value: Mapping[str, Any]) -> dict[str, Any]:
+    plain: dict[str, Any] = json.loads(json.dumps(value, sort_keys=True, allow_nan=False))
+    return plain
+
+
+def _difference(storage: Storage, path: str, stored: Mapping[str, Any], plan: Mapping[str, Any]) -> str:
+    old, new = {**stored, **stored["identity"]}, {**plan, **plan["identity"]}
+    names = [name for name in new if name != "identity" and old.get(name) != new[name]]
+    changes = "; ".join(
+        f"{name}: {_short(old.get(name))} is stored, {_short(new[name])} was asked" for name in names[:3]
+    )
+    return (
+        f"{path} in {storage.url} exists and was made differently ({changes or 'other array types'}); "
+        "store the new one under another name, or remove the old one first"
+    )
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _codecs(spec: ArraySpec) -> dict[str, Any]:
+    from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
+
+    if spec.codec == "none":
+        return {"compressors": (Crc32cCodec(),)}
+    if spec.codec == "zstd":
+        return {"compressors": (ZstdCodec(level=3), Crc32cCodec())}
+    return {"compressors": (BloscCodec(cname="zstd", clevel=3, shuffle=spec.codec), Crc32cCodec())}
+
+
+def _array_document(spec: ArraySpec, axis: str, grid: Grid) -> dict[str, Any]:
+    import zarr
+    from zarr.storage import MemoryStore
+
+    store = MemoryStore()
+    zarr.create_array(
+        store,
+        shape=(grid.rows, *spec.shape_tail),
+        chunks=(grid.chunk_rows, *spec.shape_tail),
+        shards={"shape": (grid.shard_rows, *spec.shape_tail), "index_location": "start"},  # type: ignore[arg-type]
+        dtype=spec.dtype,
+        fill_value="" if spec.dtype == "string" else 0,
+        dimension_names=(axis,) if spec.width is None else (axis, spec.width_axis),
+        attributes=dict(spec.attributes),
+        zarr_format=3,
+        **_codecs(spec),
+    )
+    return _document_of(store)
+
+
+def _ledger_document(n_shards: int, n_arrays: int) -> dict[str, Any]:
+    import zarr
+    from zarr.codecs import Crc32cCodec
+    from zarr.storage import MemoryStore
+
+    store = MemoryStore()
+    zarr.create_array(
+        store,
+        shape=(n_shards, n_arrays, len(LEDGER_FIELDS)),
+        chunks=(1, n_arrays, len(LEDGER_FIELDS)),
+        dtype="uint64",
+        fill_value=0,
+        compressors=(Crc32cCodec(),),
+        chunk_key_encoding={"name": "default", "separator": "."},
+        dimension_names=("shard", "array", "ledger_field"),
+        attributes={"fields": list(LEDGER_FIELDS)},
+        zarr_format=3,
+    )
+    return _document_of(store)
+
+
+def _whole_array(content: NDArray[Any], dimensions: tuple[str, ...]) -> tuple[dict[str, Any], bytes]:
+    import zarr
+    from zarr.codecs import Crc32cCodec, ZstdCodec
+    from zarr.storage import MemoryStore
+
+    store = MemoryStore()
+    zarr.create_array(
+        store,
+        shape=content.shape,
+        chunks=content.shape,
+        dtype=content.dtype,
+        fill_value=0,
+        compressors=(ZstdCodec(level=3), Crc32cCodec()),
+        dimension_names=dimensions,
+        zarr_format=3,
+    )
+    document = _document_of(store)
+    return document, encode(content, document["codecs"])
+
+
+def _document_of(store: Any) -> dict[str, Any]:
+    document: dict[str, Any] = json.loads(store._store_dict["zarr.json"].to_bytes())
+    return document
+
+
+def _chunk_key(path: str, name: str, index: tuple[int, ...]) -> str:
+    return "/".join([path, name, "c", *map(str, index)])
+
+
+def _decode_entry(content: bytes, n_arrays: int, what: str) -> tuple[Entry, ...]:
+    raw, checksum = content[:-4], content[-4:]
+    if len(raw) != n_arrays * len(LEDGER_FIELDS) * _ENTRY.itemsize or checksum_bytes(raw) != checksum:
+        raise IntegrityError(f"{what} is damaged; remove that ledger entry and write the shard again")
+    table = np.frombuffer(raw, dtype=_ENTRY).reshape(n_arrays, len(LEDGER_FIELDS))
+    return tuple(Entry(*map(int, row)) for row in table)
