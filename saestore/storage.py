@@ -237,7 +237,10 @@ class RemoteStorage:
         from zarr.core.buffer import default_buffer_prototype
 
         asked = [(key, RangeByteRequest(start, stop)) for start, stop in ranges]
-        parts = self._wait(self._store.get_partial_values(default_buffer_prototype(), asked), "read", key)
+        try:
+            parts = self._wait(self._store.get_partial_values(default_buffer_prototype(), asked), "read", key)
+        except FileNotFoundError:
+            return None
         return None if any(part is None for part in parts) else [part.to_bytes() for part in parts]
 
     def put(self, key: str, content: bytes | memoryview) -> None:
@@ -274,6 +277,8 @@ class RemoteStorage:
 
         try:
             return sync(awaitable)
+        except FileNotFoundError:
+            raise
         except Exception as error:  # each store library has its own family of errors
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
             raise InputError(
@@ -338,6 +343,7 @@ def _explain(error: OSError, act: str, path: Path) -> InputError:
         errno.EPERM: "operation not permitted; choose a folder you may write to",
         errno.EROFS: "the file system is read-only; choose another place for the lake",
         errno.ENOTDIR: "a part of the path is a file, not a folder; choose another path",
+        errno.EEXIST: "a part of the path is a file, not a folder; choose another path",
     }
     reason = reasons.get(error.errno or 0, error.strerror or type(error).__name__)
     return InputError(f"cannot {act} {path}: {reason}")

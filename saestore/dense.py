@@ -1,0 +1,538 @@
+"""The xarray engine `saestore`: codes and activations as lazily densified variables (imported by xarray, or lazily).
+
+A slice is pushed down to the chunks of rows it needs and densified for the units it names; nothing dense is kept.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, cast, get_args
+from urllib.parse import unquote, urlsplit
+
+import numpy as np
+import xarray as xr
+from numpy.typing import DTypeLike, NDArray
+from xarray.backends import BackendArray, BackendEntrypoint
+from xarray.core import indexing
+
+from saestore.activations import Activations
+from saestore.budget import parse_memory, require_memory
+from saestore.codes import Codes, Holes, row_blocks
+from saestore.errors import InputError, IntegrityError, MissingError, SaestoreError
+from saestore.kernels.densify import unit_lookup
+from saestore.lake import Lake
+from saestore.layout import ATTRIBUTE, DATA, POSITION_TYPES, SAMPLES, ActivationsKey, CodesKey, samples_path
+from saestore.rows import Grid, RowGroup
+from saestore.storage import Storage, open_storage, read_document
+from saestore.tables import Positions, Samples
+
+Units = Sequence[int] | NDArray[np.integer[Any]]
+Places = slice | NDArray[np.int64]
+Reader = Callable[[Places, Places], NDArray[Any]]
+
+_BLOCK_BYTES = 128 << 20
+_COPY_BYTES = 32 << 20
+
+
+class SaestoreBackend(BackendEntrypoint):
+    """Opens groups of a lake with `xr.open_dataset(url, engine="saestore")`, and what lies below a node as a tree.
+
+    Examples
+    --------
+    >>> import xarray as xr
+    >>> url = "lake/data/d/minilm/layer_3/codes/sae/token"
+    >>> xr.open_dataset(url, engine="saestore", units=[7, 12], chunks={})  # doctest: +SKIP
+    """
+
+    description: ClassVar[str] = "Codes, activations and samples of a saestore lake, densified lazily"
+    supports_groups: ClassVar[bool] = True
+
+    def open_dataset(  # type: ignore[override]
+        self,
+        filename_or_obj: str | os.PathLike[str],
+        *,
+        drop_variables: str | Iterable[str] | None = None,
+        units: Units | None = None,
+        memory: str | int | None = None,
+        holes: Holes = "error",
+        storage_options: Mapping[str, Any] | None = None,
+    ) -> xr.Dataset:
+        """Open one group: codes, activations or samples.
+
+        Parameters
+        ----------
+        filename_or_obj : str or path
+            `<lake>/data/<dataset>/<model>/<layer>/codes/<sae>/<sample_type>`, the same with
+            `activations/<sample_type>`, or `<lake>/data/<dataset>/samples`, on any storage.
+        drop_variables : str or iterable of str, optional
+        units : sequence of int, optional
+            Original unit ids to densify, in this order; default all. With `chunks`, name the units here: Dask hands a
+            slice or a single unit chosen later down to the reader, but not a list, and would densify all units first.
+        memory : str or int, optional
+            The most that one read may take, such as `4GiB`; default 60 % of the memory that is free then. With
+            `chunks` it holds for each Dask chunk.
+        holes : {"error", "nan"}
+            What rows that were never written become: an error, or NaN (then `l0` is float32).
+        storage_options : mapping, optional
+            As for `saestore.open`.
+
+        Returns
+        -------
+        Dataset
+            For codes: `codes (row, unit)` float32, `l0 (row)` and the coordinates `unit`, `sample` (its id), `split`
+            and, where rows are positions, `position` (the place in the sample), `special` and `token_id`. For
+            activations: `activations (row, d_in)` float32 with the coordinates of rows. For samples: the columns of
+            the table along `sample`. Everything but `unit` is read when it is used.
+
+        Raises
+        ------
+        MissingError
+            There is no such lake, group or unit.
+        InputError
+            The URL is not that of a group which this engine opens, or an option is unknown.
+        """
+        storage, path = _locate(filename_or_obj, storage_options)
+        opened = _open_group(_Axes(storage), path, units=units, memory=memory, holes=holes)
+        if opened is None:
+            raise InputError(
+                f"{path or storage.url} is not codes/<sae>/<sample_type>, activations/<sample_type> or samples; "
+                "xr.open_datatree opens all of these below a node, xr.open_zarr any other group"
+            )
+        return _drop(opened, drop_variables)
+
+    def open_datatree(  # type: ignore[override]
+        self,
+        filename_or_obj: str | os.PathLike[str],
+        *,
+        drop_variables: str | Iterable[str] | None = None,
+        memory: str | int | None = None,
+        holes: Holes = "error",
+        storage_options: Mapping[str, Any] | None = None,
+    ) -> xr.DataTree:
+        """Open every group below a lake, a dataset, a model or a layer, each at its path below the URL."""
+        return xr.DataTree.from_dict(
+            self.open_groups_as_dict(
+                filename_or_obj,
+                drop_variables=drop_variables,
+                memory=memory,
+                holes=holes,
+                storage_options=storage_options,
+            )
+        )
+
+    def open_groups_as_dict(  # type: ignore[override]
+        self,
+        filename_or_obj: str | os.PathLike[str],
+        *,
+        drop_variables: str | Iterable[str] | None = None,
+        memory: str | int | None = None,
+        holes: Holes = "error",
+        storage_options: Mapping[str, Any] | None = None,
+    ) -> dict[str, xr.Dataset]:
+        """Open every group below a node; the options are those of `open_dataset`.
+
+        Raises
+        ------
+        MissingError
+            There is no lake, or nothing below the node.
+        """
+        storage, base = _locate(filename_or_obj, storage_options)
+        lake, axes = Lake(storage), _Axes(storage)
+        parts = base.split("/")
+        dataset = parts[1] if len(parts) > 1 and parts[0] == DATA else None
+        paths = [samples_path(name) for name in (lake.datasets() if dataset is None else [dataset])]
+        paths += [key.path for key in lake.activation_keys(dataset)]
+        paths += [key.path for key in lake.code_keys(dataset)]
+        groups: dict[str, xr.Dataset] = {}
+        for path in paths:
+            # A listed folder without a document is a group whose creation was cut short.
+            if f"{path}/".startswith(f"{base}/" if base else "") and read_document(storage, path) is not None:
+                opened = _open_group(axes, path, units=None, memory=memory, holes=holes)
+                assert opened is not None
+                groups["/" + path.removeprefix(base).strip("/")] = _drop(opened, drop_variables)
+        if not groups:
+            raise MissingError(f"there is nothing below {base or 'the lake'} in {storage.url}")
+        return groups
+
+    def guess_can_open(self, filename_or_obj: Any) -> bool:
+        """Whether it is a local folder that saestore wrote."""
+        if not isinstance(filename_or_obj, str | os.PathLike) or "://" in os.fspath(filename_or_obj):
+            return False
+        try:
+            document = read_document(open_storage(filename_or_obj), "")
+        except SaestoreError:  # some other tool's file
+            return False
+        return document is not None and ATTRIBUTE in document.get("attributes", {})
+
+
+def to_xarray(
+    codes: Codes, *, units: Units | None = None, memory: str | int | None = None, holes: Holes = "error"
+) -> xr.Dataset:
+    """Return codes as a dataset with a lazily densified variable, as `xr.open_dataset` opens it.
+
+    Parameters
+    ----------
+    codes : Codes
+    units : sequence of int, optional
+        Original unit ids, in the order of the columns; default all.
+    memory : str or int, optional
+        The most that one read may take; default 60 % of the free memory.
+    holes : {"error", "nan"}
+
+    Returns
+    -------
+    Dataset
+        `codes (row, unit)` float32, `l0 (row)` and the coordinates of rows and units.
+
+    Raises
+    ------
+    MissingError
+        A unit does not exist.
+
+    Examples
+    --------
+    >>> dataset = to_xarray(codes, units=[3, 8])  # doctest: +SKIP
+    >>> dataset["codes"].isel(row=slice(0, 100)).sum("row").values  # doctest: +SKIP
+    """
+    return _codes_dataset(codes, _Axes(codes.group.storage), units=units, memory=memory, holes=holes)
+
+
+# ------------------------------------------------------------------- datasets
+
+
+def _open_group(
+    axes: _Axes, path: str, *, units: Units | None, memory: str | int | None, holes: Holes
+) -> xr.Dataset | None:
+    """Open the group at a path, or return None where the path is not that of a group this engine knows."""
+    parts = path.split("/")
+    if len(parts) == 7:
+        code_key = CodesKey(parts[1], parts[2], parts[3], parts[5], parts[6])
+        if code_key.path == path:
+            codes = Codes.open(axes.storage, code_key)
+            return _codes_dataset(codes, axes, units=units, memory=memory, holes=holes)
+    if units is not None:
+        raise InputError(f"units= chooses units of codes; {path or 'a lake'} has none, open it without")
+    if len(parts) == 6:
+        key = ActivationsKey(parts[1], parts[2], parts[3], parts[5])
+        if key.path == path:
+            return _activations_dataset(Activations.open(axes.storage, key), axes, memory=memory, holes=holes)
+    if len(parts) == 3 and parts[2] == SAMPLES and samples_path(parts[1]) == path:
+        return _samples_dataset(Samples.open(axes.storage, parts[1]))
+    return None
+
+
+def _codes_dataset(
+    codes: Codes, axes: _Axes, *, units: Units | None, memory: str | int | None, holes: Holes
+) -> xr.Dataset:
+    _check_options(memory, holes)
+    chosen = None if units is None else _check_units(units, codes.d_sae)
+    width = codes.d_sae if chosen is None else chosen.size
+    chunk = dense_chunk_rows(codes.group.grid, width * 4)
+    block = _Lazy(_DenseCodes(codes, chosen, memory, holes), (codes.n_rows, width), np.float32)
+    l0 = _Lazy(_Column(codes.group, "l0", holes), (codes.n_rows,), np.uint32 if holes == "error" else np.float32)
+    unit = np.arange(codes.d_sae) if chosen is None else chosen
+    dataset = xr.Dataset(
+        {
+            "codes": _variable(("row", "unit"), block, {"row": chunk, "unit": width}, uncached=True),
+            "l0": _variable(("row",), l0, {"row": chunk}),
+        },
+        coords={"unit": ("unit", unit), **_row_coordinates(axes, codes.key, codes.n_rows, chunk)},
+        attrs={**_attributes(codes.key), "sae": codes.key.sae, "d_sae": codes.d_sae, "k": codes.k},
+    )
+    return dataset
+
+
+def _activations_dataset(
+    activations: Activations, axes: _Axes, *, memory: str | int | None, holes: Holes
+) -> xr.Dataset:
+    _check_options(memory, holes)
+    chunk = dense_chunk_rows(activations.group.grid, activations.d_in * 4)
+    shape = (activations.n_rows, activations.d_in)
+    block = _Lazy(_DenseActivations(activations, memory, holes), shape, np.float32)
+    return xr.Dataset(
+        {"activations": _variable(("row", "d_in"), block, {"row": chunk, "d_in": shape[1]}, uncached=True)},
+        coords=_row_coordinates(axes, activations.key, activations.n_rows, chunk),
+        attrs={**_attributes(activations.key), "stored_dtype": activations.dtype},
+    )
+
+
+def _samples_dataset(samples: Samples) -> xr.Dataset:
+    chunk = min(samples.group.grid.shard_rows, len(samples))
+    variables = {}
+    for name in samples.group.array_names:
+        width = len(samples.concept_names) if name == "concepts" else None
+        shape = (len(samples),) if width is None else (len(samples), width)
+        lazy = _Lazy(_Column(samples.group, name), shape, samples.group.read(name, 0, 0).dtype)
+        dims = ("sample",) if width is None else ("sample", "concept")
+        variables[name] = _variable(dims, lazy, dict(zip(dims, (chunk, width), strict=False)))
+    if samples.concept_names:
+        variables["concept"] = xr.Variable(("concept",), np.asarray(samples.concept_names, dtype=object))
+    attributes = {"dataset": samples.dataset, "content": samples.kind}
+    return xr.Dataset(variables, attrs=attributes).set_coords(["id", "split"])
+
+
+def _row_coordinates(axes: _Axes, key: CodesKey | ActivationsKey, n_rows: int, chunk: int) -> dict[str, xr.Variable]:
+    samples, positions = axes.of(key)
+    on_axis = len(samples) if positions is None else positions.group.grid.rows
+    if on_axis != n_rows:
+        raise IntegrityError(f"{key.path} has {n_rows} rows and its axis has {on_axis}; make it again from its source")
+    readers: dict[str, tuple[Reader, DTypeLike]] = {
+        name: (_SampleColumn(samples, positions, column), object)
+        for name, column in (("sample", "id"), ("split", "split"))
+    }
+    if positions is not None:
+        readers["position"] = (_PlaceInSample(positions), np.int64)
+        for name in ("special", "token_id"):
+            if positions.has(name):
+                readers[name] = (_Column(positions.group, name), positions.group.read(name, 0, 0).dtype)
+    return {
+        name: _variable(("row",), _Lazy(reader, (n_rows,), dtype), {"row": chunk})
+        for name, (reader, dtype) in readers.items()
+    }
+
+
+def dense_chunk_rows(grid: Grid, row_bytes: int) -> int:
+    """Return the rows of a Dask chunk of at most 128 MiB that does not straddle stored chunks.
+
+    It is a shard where that fits, else a whole number of stored chunks that divides the shard, else a part of one.
+    """
+
+    def largest(whole: int, piece: int) -> int | None:
+        pieces = whole // piece
+        fitting = _BLOCK_BYTES // (row_bytes * piece)
+        return next((n * piece for n in range(min(pieces, fitting), 0, -1) if pieces % n == 0), None)
+
+    rows = largest(grid.shard_rows, grid.chunk_rows) or largest(grid.chunk_rows, 1) or 1
+    return min(rows, grid.rows)
+
+
+def _attributes(key: CodesKey | ActivationsKey) -> dict[str, Any]:
+    return {"dataset": key.dataset, "model": key.model, "layer": key.layer, "sample_type": key.sample_type}
+
+
+# ----------------------------------------------------------------- lazy arrays
+
+
+class _Lazy(BackendArray):
+    """A reader of rows and columns as an array that xarray indexes before it reads; pickles by name."""
+
+    def __init__(self, reader: Reader, shape: tuple[int, ...], dtype: DTypeLike) -> None:
+        self._reader = reader
+        self.shape = shape
+        self.dtype = np.dtype(dtype)
+
+    def __getitem__(self, key: indexing.ExplicitIndexer) -> Any:
+        return indexing.explicit_indexing_adapter(key, self.shape, indexing.IndexingSupport.OUTER, self._read)
+
+    def _read(self, key: tuple[Any, ...]) -> Any:
+        places = [_places(part, length) for part, length in zip(key, self.shape, strict=True)]
+        block = self._reader(places[0], places[1] if len(places) > 1 else slice(0, 0))
+        return block[tuple(0 if isinstance(part, int | np.integer) else slice(None) for part in key)]
+
+
+class _UncachedVariable(xr.Variable):
+    """A variable that is read anew at each use.
+
+    Without `chunks` xarray puts every opened variable behind a cache that would keep dense blocks in memory for as
+    long as the dataset lives.
+    """
+
+    __slots__ = ()
+
+    @property
+    def data(self) -> Any:
+        return super().data
+
+    @data.setter
+    def data(self, data: Any) -> None:
+        inner = data.array if isinstance(data, indexing.MemoryCachedArray) else data
+        xr.Variable.data.fset(self, inner)  # type: ignore[attr-defined]
+
+
+def _variable(
+    dims: tuple[str, ...], lazy: _Lazy, chunks: Mapping[str, int | None], *, uncached: bool = False
+) -> xr.Variable:
+    kind = _UncachedVariable if uncached else xr.Variable
+    return kind(dims, indexing.LazilyIndexedArray(lazy), encoding={"preferred_chunks": dict(chunks)})
+
+
+@dataclass(frozen=True)
+class _DenseCodes:
+    codes: Codes
+    units: NDArray[np.int64] | None
+    memory: str | int | None
+    holes: Holes
+
+    def __call__(self, rows: Places, columns: Places) -> NDArray[Any]:
+        width = self.codes.d_sae if self.units is None else self.units.size
+        _require(_count(rows), _count(columns), self.memory, "units", "units=[...] when opening, ")
+        if self.units is not None:
+            chosen: NDArray[np.int64] | None = self.units[columns]
+        elif isinstance(columns, slice) and _count(columns) == width:
+            chosen = None
+        else:
+            chosen = np.arange(width)[columns]
+        return self.codes.dense(rows, chosen, memory=self.memory, holes=self.holes)
+
+
+@dataclass(frozen=True)
+class _DenseActivations:
+    activations: Activations
+    memory: str | int | None
+    holes: Holes
+
+    def __call__(self, rows: Places, columns: Places) -> NDArray[Any]:
+        _require(_count(rows), _count(columns), self.memory, "dimensions", ".isel(d_in=...), ")
+        out = np.full((_count(rows), _count(columns)), np.nan, dtype=np.float32)
+        group = self.activations.group
+        step = max(1, _COPY_BYTES // (self.activations.d_in * 4) // group.grid.chunk_rows) * group.grid.chunk_rows
+        for target, part in row_blocks(group, rows, step, self.holes):
+            if isinstance(part, slice):
+                out[target] = self.activations.read(part.start, part.stop)[:, columns]
+            else:
+                out[target] = self.activations.take(part)[:, columns]
+        return out
+
+
+@dataclass(frozen=True)
+class _Column:
+    """A stored array along the rows of its own group."""
+
+    group: RowGroup
+    name: str
+    holes: Holes = "error"
+
+    def __call__(self, rows: Places, columns: Places) -> NDArray[Any]:
+        if self.holes == "nan":
+            out = np.full(_count(rows), np.nan, dtype=np.float32)
+            for target, part in row_blocks(self.group, rows, self.group.grid.shard_rows, "nan"):
+                out[target] = _stored(self.group, self.name, part)
+            return out
+        found = _stored(self.group, self.name, rows)
+        return found if found.ndim == 1 else found[:, columns]
+
+
+@dataclass(frozen=True)
+class _SampleColumn:
+    """A column of the sample table, for the sample of each row."""
+
+    samples: Samples
+    positions: Positions | None
+    name: str
+
+    def __call__(self, rows: Places, columns: Places) -> NDArray[Any]:
+        if self.positions is None:
+            return _stored(self.samples.group, self.name, rows)
+        places, inverse = np.unique(self.positions.sample_of(_numbers(rows)), return_inverse=True)
+        return self.samples.group.take(self.name, places)[inverse]
+
+
+@dataclass(frozen=True)
+class _PlaceInSample:
+    """The place of each row in its sample."""
+
+    positions: Positions
+
+    def __call__(self, rows: Places, columns: Places) -> NDArray[Any]:
+        numbers = _numbers(rows)
+        return numbers - self.positions.offsets[self.positions.sample_of(numbers)]
+
+
+class _Axes:
+    """The sample tables and position axes of a lake, each opened once for all groups that share it."""
+
+    def __init__(self, storage: Storage) -> None:
+        self.storage = storage
+        self._samples: dict[str, Samples] = {}
+        self._positions: dict[Any, Positions] = {}
+
+    def of(self, key: CodesKey | ActivationsKey) -> tuple[Samples, Positions | None]:
+        """Return what the rows of a group are: samples, and the position axis where they are positions."""
+        model = (key.activations if isinstance(key, CodesKey) else key).model_key
+        if key.dataset not in self._samples:
+            self._samples[key.dataset] = Samples.open(self.storage, key.dataset)
+        if key.sample_type not in POSITION_TYPES:
+            return self._samples[key.dataset], None
+        if model not in self._positions:
+            self._positions[model] = Positions.open(self.storage, model)
+        return self._samples[key.dataset], self._positions[model]
+
+
+# ---------------------------------------------------------------------- small
+
+
+def _locate(url: str | os.PathLike[str], storage_options: Mapping[str, Any] | None) -> tuple[Storage, str]:
+    """Find the lake that a URL lies in, and the path in it."""
+    if not isinstance(url, str | os.PathLike):
+        raise InputError(f"{type(url).__name__} cannot be opened; give the path or URL of a lake's group")
+    text = os.fspath(url)
+    if text.startswith("file://"):
+        text = unquote(urlsplit(text).path)
+    parts = text.rstrip("/").split("/")
+    cuts = [place for place, part in enumerate(parts) if part == DATA and place > 0]
+    for cut in [*reversed(cuts), len(parts)]:
+        storage = open_storage("/".join(parts[:cut]) or "/", storage_options=storage_options)
+        document = read_document(storage, "")
+        own = None if document is None else document.get("attributes", {}).get(ATTRIBUTE)
+        if own is not None and "grid" not in own:  # a row group carries the attribute too, with its grid
+            return storage, "/".join(parts[cut:])
+    raise MissingError(f"{text} lies in no lake; give <lake>/{DATA}/<dataset>/... of a lake that exists")
+
+
+def _check_options(memory: str | int | None, holes: str) -> None:
+    parse_memory(memory)
+    if holes not in get_args(Holes):
+        raise InputError(f"holes {holes!r} is unknown; choose from {', '.join(get_args(Holes))}")
+
+
+def _check_units(units: Units, d_sae: int) -> NDArray[np.int64]:
+    chosen = np.asarray(units)
+    if chosen.ndim != 1 or chosen.size == 0 or chosen.dtype.kind not in "iu":
+        raise InputError(f"units {units!r:.60} is not a list of unit numbers; give one such as units=[7, 12]")
+    unit_lookup(chosen, d_sae)
+    return chosen.astype(np.int64)
+
+
+def _require(rows: int, columns: int, memory: str | int | None, what: str, narrower: str) -> None:
+    require_memory(
+        rows * columns * 4,
+        budget=parse_memory(memory),
+        what=f"a dense block of {rows:,} rows x {columns:,} {what}",
+        remedy=f"ask for less with {narrower}.isel(row=slice(...)), or open with chunks={{}} and reduce chunk by chunk",
+    )
+
+
+def _places(key: Any, length: int) -> Places:
+    """Return an indexer as a slice of step 1, or as places."""
+    if isinstance(key, int | np.integer):
+        place = int(key) + (length if key < 0 else 0)
+        if not 0 <= place < length:
+            raise IndexError(f"index {key} is out of bounds for an axis of {length}")
+        return slice(place, place + 1)
+    if isinstance(key, slice):
+        start, stop, step = key.indices(length)
+        return slice(start, max(start, stop)) if step == 1 else np.arange(start, stop, step)
+    places = np.asarray(key, dtype=np.int64)
+    if places.size and (places.min() < -length or places.max() >= length):
+        raise IndexError(f"index {places.max()} is out of bounds for an axis of {length}")
+    return cast("NDArray[np.int64]", np.where(places < 0, places + length, places))
+
+
+def _stored(group: RowGroup, name: str, rows: Places) -> NDArray[Any]:
+    return group.read(name, rows.start, rows.stop) if isinstance(rows, slice) else group.take(name, rows)
+
+
+def _numbers(rows: Places) -> NDArray[np.int64]:
+    return np.arange(rows.start, rows.stop) if isinstance(rows, slice) else rows
+
+
+def _count(places: Places) -> int:
+    return places.stop - places.start if isinstance(places, slice) else math.prod(places.shape)
+
+
+def _drop(dataset: xr.Dataset, names: str | Iterable[str] | None) -> xr.Dataset:
+    wanted = [names] if isinstance(names, str) else list(names or [])
+    return dataset.drop_vars(wanted, errors="ignore")

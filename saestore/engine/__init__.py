@@ -1,0 +1,1 @@
+"""Running shard tasks: plans, Dask, progress, and what is loaded once per process."""

@@ -1,0 +1,45 @@
+"""What a process holds once: loaded objects shared by its tasks, and a lock per device."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+_loaded: OrderedDict[Hashable, Any] = OrderedDict()
+_loading = threading.Lock()
+_device_locks: dict[str, threading.Lock] = {}
+
+
+def load_once(key: Hashable, load: Callable[[], T], *, keep: int = 1) -> T:
+    """Return the process's object for a key, loading it if need be; the `keep` last used of its kind stay.
+
+    Parameters
+    ----------
+    key : tuple
+        Its first element is the kind.
+    load : callable
+        Makes the object.
+    keep : int
+        Objects of this kind that may stay in memory; older ones are dropped before a new one is loaded.
+    """
+    assert isinstance(key, tuple)
+    with _loading:
+        if key in _loaded:
+            _loaded.move_to_end(key)
+            return _loaded[key]  # type: ignore[no-any-return]
+        same_kind = [other for other in _loaded if isinstance(other, tuple) and other[0] == key[0]]
+        for other in same_kind[: max(0, len(same_kind) - keep + 1)]:
+            del _loaded[other]
+        value = load()
+        _loaded[key] = value
+        return value
+
+
+def device_lock(device: str) -> threading.Lock:
+    """Return the process's lock of a device: tasks take turns to compute, and read and write meanwhile."""
+    with _loading:
+        return _device_locks.setdefault(device, threading.Lock())

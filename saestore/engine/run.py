@@ -1,0 +1,116 @@
+"""Dask over shard tasks: one coarse task per shard, threads by default, a cluster when there is one.
+
+A task is a picklable value that names its work and does it when called; it writes its own results to the lake. Only
+names and numbers travel.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
+
+from saestore.progress import Progress
+from saestore.errors import DependencyError, InputError
+
+_WINDOW_PER_WORKER = 4
+
+
+class ShardTask(Protocol):
+    """Work on some shards that does not depend on any other task, and may be done twice without harm."""
+
+    @property
+    def size(self) -> int:
+        """Units of progress in the task."""
+
+    def run(self, advance: Callable[[int], None]) -> None:
+        """Do the work, calling `advance` with units as they are done."""
+
+
+def run_tasks(
+    tasks: Sequence[ShardTask],
+    *,
+    label: str,
+    unit: str,
+    threads: int = 2,
+    scheduler: str | None = None,
+    quiet: bool = False,
+) -> None:
+    """Run all tasks; the first failure ends the run, and what is written by then stays.
+
+    Parameters
+    ----------
+    label, unit : str
+        For the progress display.
+    threads : int
+        Tasks at a time on this machine; two overlap one's reading and writing with the other's computing.
+    scheduler : str, optional
+        Address of a `distributed` scheduler; by default the active client if there is one, else threads.
+    quiet : bool
+        Show no progress.
+    """
+    if not tasks:
+        return
+    client = _client(scheduler)
+    with Progress(label, total=sum(task.size for task in tasks), unit=unit, quiet=quiet) as progress:
+        if client is None:
+            _run_threads(tasks, progress.advance, threads)
+        else:
+            for done in _run_cluster(client, tasks):
+                progress.advance(done)
+
+
+def _run_threads(tasks: Sequence[ShardTask], advance: Callable[[int], None], threads: int) -> None:
+    from dask.base import compute
+    from dask.delayed import delayed
+
+    work = [delayed(_do, pure=False, traverse=False)(task, advance) for task in tasks]
+    compute(*work, scheduler="threads", num_workers=max(1, min(threads, len(tasks))))
+
+
+def _run_cluster(client: Any, tasks: Sequence[ShardTask]) -> Iterator[int]:
+    """Keep a window of tasks in flight, so that a million shards do not become a million-task graph."""
+    from distributed import as_completed
+
+    waiting = iter(tasks)
+    window = _WINDOW_PER_WORKER * max(1, sum(client.nthreads().values()))
+    futures = {client.submit(_do, task, pure=False): task for task, _ in zip(waiting, range(window), strict=False)}
+    finished = as_completed(list(futures))
+    for future in finished:
+        future.result()
+        yield futures.pop(future).size
+        following = next(waiting, None)
+        if following is not None:
+            submitted = client.submit(_do, following, pure=False)
+            futures[submitted] = following
+            finished.add(submitted)
+
+
+def _do(task: ShardTask, advance: Callable[[int], None] | None = None) -> None:
+    task.run(advance or _silent)
+
+
+def _silent(count: int) -> None:
+    """Progress of a task on a cluster is counted when it ends."""
+
+
+def _client(scheduler: str | None) -> Any:
+    if scheduler is not None:
+        try:
+            from distributed import Client
+        except ImportError:
+            raise DependencyError(
+                f"--scheduler {scheduler} needs dask.distributed; install it with: pip install 'saestore[cluster]'"
+            ) from None
+        try:
+            return Client(scheduler, timeout="10s")
+        except (OSError, ValueError) as error:
+            raise InputError(f"no Dask scheduler answers at {scheduler} ({error}); check the address") from None
+    if "distributed" in sys.modules:
+        from distributed import default_client
+
+        try:
+            return default_client()
+        except ValueError:
+            return None
+    return None

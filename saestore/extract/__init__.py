@@ -1,0 +1,1 @@
+"""Activations out of models: hook points, positions, batches and the forward pass."""

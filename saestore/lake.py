@@ -1,0 +1,310 @@
+"""A lake: opening it, finding what it holds, and its status."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+from saestore.activations import Activations
+from saestore.codes import Codes
+from saestore.errors import InputError, MissingError
+from saestore.layout import (
+    ACTIVATIONS,
+    ATTRIBUTE,
+    CODES,
+    DATA,
+    FORMAT_VERSION,
+    POSITIONS,
+    SAES,
+    SAMPLES,
+    ActivationsKey,
+    CodesKey,
+    ModelKey,
+    dataset_path,
+    sae_path,
+)
+from saestore.rows import RowGroup, group_exists
+from saestore.storage import Storage, open_storage, put_group, read_document
+from saestore.tables import Positions, Samples
+
+State = Literal["done", "partial"]
+Key = TypeVar("Key", ActivationsKey, CodesKey)
+
+
+@dataclass(frozen=True)
+class GroupStatus:
+    """State of one row group.
+
+    kind : `sae`, `samples`, `positions`, `activations` or `codes`
+    rows, written_rows : rows of the axis, and those in the ledger
+    state : `done`, or `partial` where rows are missing
+    stored_bytes : bytes of all written shards
+    note : what the user should know: quality, non-finite values, truncated rows
+    """
+
+    kind: str
+    path: str
+    dataset: str
+    model: str
+    layer: str
+    sae: str
+    sample_type: str
+    rows: int
+    written_rows: int
+    state: State
+    stored_bytes: int
+    note: str
+
+
+class Lake:
+    """One lake, open for navigation.
+
+    Get one with `saestore.open` or `Lake.create`. It holds no array and may be sent to another process.
+    """
+
+    def __init__(self, storage: Storage) -> None:
+        self.storage = storage
+
+    def __repr__(self) -> str:
+        return f"<Lake {self.url}: {len(self.datasets())} datasets, {len(self.saes())} SAEs>"
+
+    @property
+    def url(self) -> str:
+        """Where the lake is."""
+        return self.storage.url
+
+    @classmethod
+    def open(cls, url: str | os.PathLike[str], *, storage_options: Mapping[str, Any] | None = None) -> Lake:
+        """Open an existing lake.
+
+        Raises
+        ------
+        MissingError
+            There is no lake at the URL.
+        InputError
+            It has a format that this version cannot read.
+        """
+        storage = open_storage(url, storage_options=storage_options)
+        document = read_document(storage, "")
+        if document is None or ATTRIBUTE not in document.get("attributes", {}):
+            raise MissingError(f"there is no lake at {storage.url}; make one with: saestore init {os.fspath(url)}")
+        version = document["attributes"][ATTRIBUTE].get("format")
+        if version != FORMAT_VERSION:
+            raise InputError(
+                f"the lake {storage.url} has format {version}, this saestore reads {FORMAT_VERSION}; update it"
+            )
+        return cls(storage)
+
+    @classmethod
+    def create(cls, url: str | os.PathLike[str], *, storage_options: Mapping[str, Any] | None = None) -> Lake:
+        """Make a lake, or open the one that is there.
+
+        Raises
+        ------
+        InputError
+            The place holds a Zarr hierarchy that is not a lake, or cannot be written.
+        """
+        storage = open_storage(url, storage_options=storage_options)
+        document = read_document(storage, "")
+        if document is None:
+            put_group(storage, "", {ATTRIBUTE: {"format": FORMAT_VERSION}})
+        elif ATTRIBUTE not in document.get("attributes", {}):
+            raise InputError(f"{storage.url} holds a Zarr node that is not a lake; choose another place")
+        return cls.open(url, storage_options=storage_options)
+
+    # ------------------------------------------------------------ navigation
+
+    def datasets(self) -> list[str]:
+        """Return the names of the datasets."""
+        return self._children(DATA)
+
+    def models(self, dataset: str) -> list[str]:
+        """Return the names of the models whose activations of a dataset are stored."""
+        return [name for name in self._children(dataset_path(dataset)) if name != SAMPLES]
+
+    def layers(self, dataset: str, model: str) -> list[str]:
+        """Return the names of a model's stored layers, shallow ones first."""
+        names = [name for name in self._children(ModelKey(dataset, model).path) if name != POSITIONS]
+        return sorted(names, key=_layer_order)
+
+    def saes(self) -> list[str]:
+        """Return the names of the imported SAEs."""
+        return [name for name in self._children(SAES) if group_exists(self.storage, sae_path(name))]
+
+    def activation_keys(self, dataset: str | None = None) -> Iterator[ActivationsKey]:
+        """Yield the keys of all stored activations, or of those of one dataset."""
+        for name in self.datasets() if dataset is None else [dataset]:
+            for model in self.models(name):
+                for layer in self.layers(name, model):
+                    for sample_type in self._children(f"{ModelKey(name, model).path}/{layer}/{ACTIVATIONS}"):
+                        yield ActivationsKey(name, model, layer, sample_type)
+
+    def code_keys(self, dataset: str | None = None) -> Iterator[CodesKey]:
+        """Yield the keys of all stored codes, or of those of one dataset."""
+        for name in self.datasets() if dataset is None else [dataset]:
+            for model in self.models(name):
+                for layer in self.layers(name, model):
+                    base = f"{ModelKey(name, model).path}/{layer}/{CODES}"
+                    for sae in self._children(base):
+                        for sample_type in self._children(f"{base}/{sae}"):
+                            yield CodesKey(name, model, layer, sae, sample_type)
+
+    # --------------------------------------------------------------- readers
+
+    def samples(self, dataset: str) -> Samples:
+        """Open the sample table of a dataset."""
+        return Samples.open(self.storage, dataset)
+
+    def positions(self, dataset: str, model: str | None = None) -> Positions:
+        """Open the position axis of a model over a dataset; the model may be left out where there is one."""
+        return Positions.open(self.storage, ModelKey(dataset, self._one_model(dataset, model)))
+
+    def activations(
+        self,
+        dataset: str,
+        *,
+        layer: str | int | None = None,
+        sample_type: str | None = None,
+        model: str | None = None,
+    ) -> Activations:
+        """Open stored activations; what is unique in the lake may be left out.
+
+        Parameters
+        ----------
+        dataset : str
+        layer : str or int, optional
+            Such as `22`, `layer_22` or `layer_22.mlp_out`.
+        sample_type : str, optional
+            `token`, `patch`, `cls`, `mean`, `max` or `last`.
+        model : str, optional
+
+        Raises
+        ------
+        MissingError
+            Nothing, or more than one thing, fits; the message lists what there is.
+        """
+        wanted = {"dataset": dataset, "layer": layer_name(layer), "sample_type": sample_type, "model": model}
+        return Activations.open(self.storage, self._one(self._keys_of(dataset, self.activation_keys(dataset)), wanted))
+
+    def codes(
+        self,
+        dataset: str,
+        *,
+        sae: str | None = None,
+        layer: str | int | None = None,
+        sample_type: str | None = None,
+        model: str | None = None,
+    ) -> Codes:
+        """Open stored codes; what is unique in the lake may be left out.
+
+        Raises
+        ------
+        MissingError
+            Nothing, or more than one thing, fits; the message lists what there is.
+        """
+        wanted = {
+            "dataset": dataset,
+            "sae": sae,
+            "layer": layer_name(layer),
+            "sample_type": sample_type,
+            "model": model,
+        }
+        return Codes.open(self.storage, self._one(self._keys_of(dataset, self.code_keys(dataset)), wanted))
+
+    # ---------------------------------------------------------------- status
+
+    def status(self) -> list[GroupStatus]:
+        """Return the state of every row group, from listings and ledgers alone."""
+        rows = [self._group_status("sae", sae_path(name), sae=name) for name in self._children(SAES)]
+        for dataset in self.datasets():
+            rows.append(self._group_status("samples", f"{DATA}/{dataset}/{SAMPLES}", dataset=dataset))
+            for model in self.models(dataset):
+                path = ModelKey(dataset, model).positions_path
+                rows.append(self._group_status("positions", path, dataset=dataset, model=model))
+        for key in self.activation_keys():
+            rows.append(self._group_status("activations", key.path, **_names(key)))
+        for code_key in self.code_keys():
+            rows.append(self._group_status("codes", code_key.path, **_names(code_key)))
+        return [row for row in rows if row is not None]
+
+    def _group_status(self, kind: str, path: str, **names: str) -> GroupStatus | None:
+        document = read_document(self.storage, path)
+        if document is None:
+            return None
+        group = RowGroup.from_document(self.storage, path, document)
+        written = group.written_rows()
+        return GroupStatus(
+            kind=kind,
+            path=path,
+            **{name: names.get(name, "") for name in ("dataset", "model", "layer", "sae", "sample_type")},
+            rows=group.grid.rows,
+            written_rows=written,
+            state="done" if written == group.grid.rows else "partial",
+            stored_bytes=group.stored_bytes(),
+            note=_note(group),
+        )
+
+    def _children(self, path: str) -> list[str]:
+        # No name of the format begins with a dot, but the files of desktops and file systems do.
+        return [name for name in self.storage.names(path) if name != "zarr.json" and not name.startswith(".")]
+
+    def _one_model(self, dataset: str, model: str | None) -> str:
+        if model is not None:
+            return model
+        models = self.models(dataset)
+        if len(models) != 1:
+            raise MissingError(f"dataset {dataset!r} has models {models or 'none'}; name one with model=")
+        return models[0]
+
+    def _keys_of(self, dataset: str, keys: Iterator[Key]) -> list[Key]:
+        self.samples(dataset)  # a dataset that is not there is its own error
+        return [key for key in keys if key.dataset == dataset]
+
+    def _one(self, keys: list[Key], wanted: Mapping[str, str | None]) -> Key:
+        fitting = [
+            key for key in keys if all(value is None or getattr(key, name) == value for name, value in wanted.items())
+        ]
+        if len(fitting) == 1:
+            return fitting[0]
+        listed = "; ".join(key.path.removeprefix(f"{DATA}/") for key in (fitting or keys)[:6]) or "nothing"
+        asked = ", ".join(f"{name} {value}" for name, value in wanted.items() if value is not None)
+        if not fitting:
+            raise MissingError(f"nothing stored fits {asked}; there is {listed}")
+        raise MissingError(f"{len(fitting)} stored groups fit {asked}: {listed}; name layer, SAE or sample type too")
+
+
+def layer_name(layer: str | int | None) -> str | None:
+    """Return the name of a layer in the lake: 22 and `22` are `layer_22`."""
+    if layer is None:
+        return None
+    text = str(layer)
+    return f"layer_{text}" if text[:1].isdigit() else text
+
+
+def _names(key: ActivationsKey | CodesKey) -> dict[str, str]:
+    names = {"dataset": key.dataset, "model": key.model, "layer": key.layer, "sample_type": key.sample_type}
+    return {**names, "sae": key.sae} if isinstance(key, CodesKey) else names
+
+
+def _layer_order(name: str) -> tuple[int, str]:
+    digits = name.removeprefix("layer_").split(".")[0]
+    return (int(digits) if digits.isdigit() else 1 << 30, name)
+
+
+def _note(group: RowGroup) -> str:
+    kind = group.attributes["kind"]
+    if kind == "activations":
+        count = group.flagged(group.array_names[0])
+        return f"{count:,} non-finite values" if count else ""
+    if kind == "codes":
+        notes = []
+        quality = group.attributes.get("quality")
+        if quality and quality["explained_variance"] is not None:
+            notes.append(f"explained variance {quality['explained_variance']:.2f}, L0 {quality['l0']:.0f}")
+        truncated = group.flagged("l0")
+        if truncated:
+            notes.append(f"{truncated:,} rows have more than {group.attributes['k']} active units")
+        return "; ".join(notes)
+    return ""

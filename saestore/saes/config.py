@@ -1,0 +1,200 @@
+"""What an SAE is, apart from its weights: architecture, shapes, normalisation and where it belongs in a model."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from saestore.errors import InputError
+
+Architecture = Literal["standard", "jumprelu", "gated", "topk"]
+Normalization = Literal["none", "layer_norm", "constant_norm_rescale"]
+Reshape = Literal["none", "hook_z"]
+
+ARCHITECTURES: tuple[str, ...] = get_args(Architecture)
+NORMALIZATIONS: tuple[str, ...] = get_args(Normalization)
+RESHAPES: tuple[str, ...] = get_args(Reshape)
+
+# Normalisations that SAELens applies by folding them into the weights and by nothing else: unfolded weights with one
+# of these names would be encoded wrongly without an error.
+_FOLDED_ONLY = {
+    "expected_average_only_in": (
+        "fold it in with SAELens' sae.fold_activation_norm_scaling_factor(s) and save the SAE again, "
+        "or give the factor as norm_scaling_factor"
+    ),
+    "covariance_whitening": "fold it in with SAELens' sae.fold_activation_whitening(...) and save the SAE again",
+}
+_TRAINING_ONLY = ("batchtopk", "matryoshka_batchtopk")
+
+# The fields on which the codes depend; the others say where the SAE comes from and belongs.
+ARITHMETIC_FIELDS = (
+    "architecture",
+    "d_in",
+    "d_sae",
+    "k",
+    "apply_b_dec_to_input",
+    "normalization",
+    "rescale_acts_by_decoder_norm",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SAEConfig:
+    """Configuration of one inference SAE, in SAELens' words.
+
+    Parameters
+    ----------
+    architecture : {"standard", "jumprelu", "gated", "topk"}
+    d_in, d_sae : int
+        Width of the activations and number of units.
+    k : int, optional
+        The K of a topk architecture: at most K units of a row are active. None for the others.
+    apply_b_dec_to_input : bool
+        Whether ``b_dec`` is subtracted from the (normalised) activation before encoding.
+    normalization : {"none", "layer_norm", "constant_norm_rescale"}
+        Applied to each activation row first; see `saestore.kernels.normalize`.
+    rescale_acts_by_decoder_norm : bool
+        For topk: pre-activations are multiplied by the norms of the decoder rows before the selection, and the
+        decoder divides by them.
+    dtype : str
+        Dtype of the weights as stored by the source; reading always gives float32.
+    hook_name : str, optional
+        SAELens (TransformerLens) name of the hook point, e.g. ``blocks.34.hook_resid_post``.
+    hook_head_index : int, optional
+        The attention head that was read, where the SAE belongs to one.
+    reshape_activations : {"none", "hook_z"}
+        ``hook_z``: the model gives (n_heads, d_head) per position and the SAE sees it flattened to d_in. Rows in a
+        lake are already flat.
+    model_name, prepend_bos, context_size
+        The model and the way its inputs were made in training, as far as known.
+    release, sae_id, neuronpedia_id : str, optional
+        Names of the SAE in SAELens' registry and on Neuronpedia.
+    source : str
+        Where the weights were read from (free text, for people).
+
+    Raises
+    ------
+    InputError
+        If a field is not usable; the message names the known values or the remedy.
+    """
+
+    architecture: Architecture
+    d_in: int
+    d_sae: int
+    k: int | None = None
+    apply_b_dec_to_input: bool = True
+    normalization: Normalization = "none"
+    rescale_acts_by_decoder_norm: bool = False
+    dtype: str = "float32"
+    hook_name: str | None = None
+    hook_head_index: int | None = None
+    reshape_activations: Reshape = "none"
+    model_name: str | None = None
+    prepend_bos: bool | None = None
+    context_size: int | None = None
+    release: str | None = None
+    sae_id: str | None = None
+    neuronpedia_id: str | None = None
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        where = f" ({self.source})" if self.source else ""
+        if self.architecture in _TRAINING_ONLY:
+            raise InputError(
+                f"SAE architecture {self.architecture!r}{where} exists only in training: save it with SAELens' "
+                "save_inference_model, which turns it into a jumprelu SAE"
+            )
+        if self.architecture not in ARCHITECTURES:
+            raise InputError(
+                f"SAE architecture {self.architecture!r}{where} is not supported; known: {_list(ARCHITECTURES)}"
+            )
+        for name in ("d_in", "d_sae"):
+            _check_positive_int(name, getattr(self, name), where)
+        if self.normalization in _FOLDED_ONLY:
+            raise InputError(
+                f"normalisation {self.normalization!r} of the SAE{where} is not folded into its weights: "
+                f"{_FOLDED_ONLY[self.normalization]}"
+            )
+        if self.normalization not in NORMALIZATIONS:
+            raise InputError(
+                f"SAE normalisation {self.normalization!r}{where} is unknown; known: {_list(NORMALIZATIONS)}"
+            )
+        if self.reshape_activations not in RESHAPES:
+            raise InputError(
+                f"SAE reshape_activations {self.reshape_activations!r}{where} is unknown; known: {_list(RESHAPES)}"
+            )
+        self._check_topk(where)
+
+    def _check_topk(self, where: str) -> None:
+        if self.architecture != "topk":
+            if self.k is not None:
+                raise InputError(
+                    f"k={self.k} was given for a {self.architecture} SAE{where}; only topk has a k: leave it out"
+                )
+            if self.rescale_acts_by_decoder_norm:
+                raise InputError(
+                    f"rescale_acts_by_decoder_norm is set for a {self.architecture} SAE{where}; only topk has it"
+                )
+            return
+        if self.k is None:
+            raise InputError(
+                f"a topk SAE{where} needs k, the number of units that stay active in a row; none was given"
+            )
+        _check_positive_int("k", self.k, where)
+        if self.k > self.d_sae:
+            raise InputError(
+                f"k={self.k} of the topk SAE{where} is larger than its d_sae={self.d_sae}; k must be 1 to d_sae"
+            )
+
+    def to_json(self) -> str:
+        """Return the configuration as one JSON object with every field."""
+        return json.dumps(dataclasses.asdict(self), sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> SAEConfig:
+        """Read what `to_json` wrote.
+
+        Raises
+        ------
+        InputError
+            If the text is not such an object, or holds an unknown or an unusable field.
+        """
+        try:
+            fields = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise InputError(
+                f"SAE configuration is not JSON ({error}); expected what SAEConfig.to_json wrote"
+            ) from None
+        if not isinstance(fields, dict):
+            raise InputError(
+                f"SAE configuration is a {type(fields).__name__}; expected a JSON object of SAEConfig fields"
+            )
+        return cls.from_dict(fields)
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> SAEConfig:
+        """Build a configuration from a mapping of fields, naming what is missing or unknown (InputError)."""
+        known = {field.name: field for field in dataclasses.fields(cls)}
+        unknown = sorted(set(fields) - set(known))
+        if unknown:
+            raise InputError(f"unknown SAE configuration field {unknown[0]!r}; known: {_list(known)}")
+        missing = [name for name, field in known.items() if field.default is dataclasses.MISSING and name not in fields]
+        if missing:
+            raise InputError(f"SAE configuration lacks {_list(missing)}; each SAE needs architecture, d_in and d_sae")
+        return cls(**fields)
+
+    def arithmetic(self) -> dict[str, object]:
+        """Return the fields on which the codes depend, as they enter the content hash."""
+        return {name: getattr(self, name) for name in ARITHMETIC_FIELDS}
+
+
+def _check_positive_int(name: str, value: object, where: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise InputError(f"{name}={value!r} of the SAE{where} is not usable; expected a whole number of at least 1")
+
+
+def _list(names: Mapping[str, object] | tuple[str, ...] | list[str]) -> str:
+    return ", ".join(names)

@@ -1,0 +1,131 @@
+"""Reader of Gemma Scope weights: one ``params.npz`` with a JumpReLU SAE."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+
+from saestore.errors import InputError, MissingError
+from saestore.saes.config import SAEConfig
+from saestore.saes.files import Factors, FileWeights, read_npz_members
+
+FILE_NAME = "params.npz"
+
+_HOOKS = {
+    "res": "blocks.{layer}.hook_resid_post",
+    "mlp": "blocks.{layer}.hook_mlp_out",
+    "att": "blocks.{layer}.attn.hook_z",
+}
+_WIDTH = re.compile(r"width_(\d+)(k|m)(?![a-z0-9])")
+
+
+def open_gemma_scope(
+    path: Path,
+    *,
+    hook_name: str | None = None,
+    model_name: str | None = None,
+    repo_id: str | None = None,
+    cache: Path | None = None,
+) -> FileWeights:
+    """Open a Gemma Scope ``params.npz``, or the folder that holds it.
+
+    Shapes come from the file. Model, site and layer come from the names of the folders above it
+    (``gemma-scope-9b-pt-res/layer_34/width_16k/average_l0_114``), where they are kept; otherwise give them.
+
+    Parameters
+    ----------
+    path : Path
+    hook_name, model_name : str, optional
+        Replace what the folder names say.
+    repo_id : str, optional
+        Name of the repository the file comes from, if it is not among the folder names.
+    cache : Path, optional
+        Folder where deflated members are unpacked; `saestore.saes.files.cache_folder` by default.
+
+    Raises
+    ------
+    MissingError
+        If there is no such file.
+    InputError
+        If it holds no SAE that can be encoded here, or the width in the folder name is not that of the weights.
+    IntegrityError
+        If the file is damaged.
+
+    Notes
+    -----
+    ``apply_b_dec_to_input`` is False and nothing is normalised. SAEs of the embedding are stored for inputs scaled by
+    sqrt(d_in); SAELens' loader divides ``W_enc`` and multiplies ``W_dec`` by it, and so does this one.
+
+    References
+    ----------
+    Lieberum et al. 2024, Gemma Scope; ``gemma_2_sae_huggingface_loader`` of SAELens 6.54.
+    """
+    file = path / FILE_NAME if path.is_dir() else path
+    if not file.is_file():
+        raise MissingError(f"{file} does not exist; expected a Gemma Scope {FILE_NAME}")
+    names = f"{repo_id or ''}/{file.absolute().as_posix()}"
+    if "transcoder" in names:
+        raise InputError(f"{file} is a transcoder by its folder name; transcoders are not supported, give an SAE")
+    arrays = {
+        "W_" + name[2:] if name.startswith("w_") else name: array
+        for name, array in read_npz_members(file, cache=cache).items()
+    }
+    wanted = ("W_enc", "W_dec", "b_enc", "b_dec", "threshold")
+    missing = [name for name in wanted if name not in arrays]
+    if missing:
+        raise InputError(
+            f"{file} lacks {', '.join(missing)}; a Gemma Scope file holds {', '.join(wanted)}, this one "
+            f"{', '.join(sorted(arrays)) or 'nothing'}"
+        )
+    scaling = arrays.pop("scaling_factor", None)
+    if scaling is not None and not (scaling.read() == 1).all():
+        raise InputError(
+            f"{file} has a scaling_factor other than 1, which SAELens 6 does not apply; multiply it into W_dec"
+        )
+    if len(arrays["W_enc"].logical_shape) != 2:
+        raise InputError(f"W_enc in {file} has shape {arrays['W_enc'].logical_shape}; expected (d_in, d_sae)")
+    d_in, d_sae = arrays["W_enc"].logical_shape
+    _check_width(names, d_sae, file)
+    model, hook = _model_and_hook(names)
+    config = SAEConfig(
+        architecture="jumprelu",
+        d_in=d_in,
+        d_sae=d_sae,
+        apply_b_dec_to_input=False,
+        dtype=arrays["W_enc"].dtype_name,
+        hook_name=hook_name or hook,
+        reshape_activations="hook_z" if (hook_name or hook or "").endswith("hook_z") else "none",
+        model_name=model_name or model,
+        prepend_bos=True,
+        context_size=1024,
+        source=str(file),
+    )
+    root = math.sqrt(d_in) if "embedding" in names.split("/") else 1.0
+    return FileWeights(config, arrays, factors=Factors(W_enc=1 / root, W_dec=root))
+
+
+def _check_width(names: str, d_sae: int, file: Path) -> None:
+    """Refuse a file whose folder is named for another width (16k is 16,384, 1m is 1,048,576)."""
+    found = _WIDTH.findall(names)
+    if found:
+        number, unit = found[-1]
+        named = int(number) * (1024 if unit == "k" else 1024 * 1024)
+        # Gemma Scope rounds in names: 65k is 65,536 = 64 * 1024, 131k is 131,072 = 128 * 1024
+        if not 0.9 < d_sae / named <= 1.0:
+            raise InputError(
+                f"{file} holds {d_sae} units, but its folder says width_{number}{unit}; one of them is wrong"
+            )
+
+
+def _model_and_hook(names: str) -> tuple[str | None, str | None]:
+    """Derive the model and the SAELens hook name from repository and folder names, None where they say nothing."""
+    found = re.search(r"gemma-scope-(2b|9b|27b)-(pt|it)-(res|mlp|att)", names)
+    layers = re.findall(r"layer_(\d+)", names)
+    if found is None:
+        return None, None
+    size, tuning, site = found.groups()
+    model = f"gemma-2-{size}" + ("-it" if tuning == "it" else "")
+    if "embedding" in names.split("/"):
+        return model, "hook_embed"
+    return model, _HOOKS[site].format(layer=layers[-1]) if layers else None

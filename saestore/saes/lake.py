@@ -1,0 +1,153 @@
+"""SAEs inside a lake: imported once, tiled by units, read like any other source."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from saestore.activations import to_float32
+from saestore.progress import Progress
+from saestore.errors import MissingError
+from saestore.layout import sae_path
+from saestore.rows import ArraySpec, Grid, RowGroup
+from saestore.saes.config import SAEConfig
+from saestore.saes.weights import VECTORS, FloatArray, MatrixName, SAEWeights
+from saestore.storage import Storage
+
+_SHARD_BYTES = 64 << 20
+_CHUNK_BYTES = 4 << 20
+_MATRICES: tuple[MatrixName, ...] = ("W_enc", "W_dec")
+
+
+class LakeWeights:
+    """The weights of an imported SAE; see `SAEWeights`."""
+
+    def __init__(self, group: RowGroup) -> None:
+        self._group = group
+        self._config = SAEConfig.from_dict(group.attributes["config"])
+
+    @property
+    def config(self) -> SAEConfig:
+        """The configuration of the SAE."""
+        return self._config
+
+    @property
+    def name(self) -> str:
+        """The SAE's name in the lake."""
+        return self._group.path.rsplit("/", 1)[1]
+
+    def rows(self, name: MatrixName, units: slice) -> FloatArray:
+        """Return the rows of some units: (n_units, d_in) float32."""
+        start, stop, _ = units.indices(self._config.d_sae)
+        stored = self._group.read(name, start, stop)
+        return to_float32(stored, "bfloat16" if stored.dtype == np.uint16 else str(stored.dtype))
+
+    def vector(self, name: str) -> FloatArray:
+        """Return a vector: (d_sae,), or (d_in,) for `b_dec`, float32."""
+        if name == "b_dec":
+            return self._group.whole(name)
+        return self._group.read(name)
+
+    def content_hash(self) -> str:
+        """Return the content hash that was taken of the source."""
+        return str(self._group.attributes["identity"]["hash"])
+
+    def close(self) -> None:
+        """Nothing stays open."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+def open_lake_sae(storage: Storage, name: str) -> LakeWeights:
+    """Open an imported SAE.
+
+    Raises
+    ------
+    MissingError
+        The lake has no SAE of that name.
+    HoleError
+        Its import did not finish.
+    """
+    try:
+        group = RowGroup.open(storage, sae_path(name))
+    except MissingError:
+        raise MissingError(
+            f"the lake {storage.url} has no SAE {name!r}; import it with: saestore sae import SOURCE --name '{name}'"
+        ) from None
+    group.check_present(0, group.grid.rows)
+    return LakeWeights(group)
+
+
+def write_sae(
+    storage: Storage,
+    name: str,
+    weights: SAEWeights,
+    *,
+    provenance: Mapping[str, Any] | None = None,
+    quiet: bool = False,
+) -> LakeWeights:
+    """Copy an SAE into the lake tile by tile, or open it if the same weights are there already.
+
+    The matrices are stored uncompressed in the precision of the source, so that tiles are read at the speed of the
+    disk; `decoder_norms` are kept so that encoding never reads `W_dec`.
+
+    Raises
+    ------
+    ConflictError
+        An SAE with other weights has that name.
+    """
+    config = weights.config
+    vectors: dict[str, NDArray[Any]] = {vector: weights.vector(vector) for vector in VECTORS[config.architecture]}
+    b_dec = vectors.pop("b_dec")
+    vectors["decoder_norms"] = weights.vector("decoder_norms")
+    stored = {"float16": "float16", "bfloat16": "uint16"}.get(config.dtype, "float32")
+    row_bytes = config.d_in * np.dtype(stored).itemsize
+    attributes = {"saestore_dtype": "bfloat16"} if stored == "uint16" else {}
+    group = RowGroup.create(
+        storage,
+        sae_path(name),
+        kind="sae",
+        axis="unit",
+        grid=Grid.plan(
+            config.d_sae,
+            shard_rows=max(1, _SHARD_BYTES // row_bytes),
+            chunk_rows=max(1, _CHUNK_BYTES // row_bytes),
+        ),
+        arrays=[
+            *(
+                ArraySpec(matrix, stored, config.d_in, width_axis="d_in", codec="none", attributes=attributes)
+                for matrix in _MATRICES
+            ),
+            *(ArraySpec(vector, "float32", codec="none") for vector in vectors),
+        ],
+        identity={"hash": weights.content_hash()},
+        whole={"b_dec": (b_dec, ("d_in",))},
+        attributes={"config": dataclasses.asdict(config), "provenance": dict(provenance or {})},
+    )
+    missing = group.missing_shards()
+    with Progress(f"import SAE {name}", total=len(missing) * group.grid.shard_rows, unit="units", quiet=quiet) as bar:
+        for shard in missing:
+            units = group.grid.shard(shard)
+            tile: dict[str, NDArray[Any]] = {
+                matrix: _stored(weights.rows(matrix, units), stored) for matrix in _MATRICES
+            }
+            group.write_shard(shard, {**tile, **{vector: values[units] for vector, values in vectors.items()}})
+            bar.advance(group.grid.shard_rows)
+    return LakeWeights(group)
+
+
+def _stored(rows: FloatArray, dtype: str) -> NDArray[Any]:
+    """Undo the widening of the source: its float32 values are exact in the source's own dtype."""
+    if dtype == "uint16":
+        return (rows.view(np.uint32) >> 16).astype(np.uint16)
+    return rows.astype(dtype, copy=False)

@@ -1,0 +1,127 @@
+"""Pretrained SAEs by their names in SAELens' registry; needs ``sae_lens``, which is imported when it is called."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+from saestore.errors import DependencyError, MissingError
+from saestore.saes.files import FileWeights, cache_folder
+from saestore.saes.gemma_scope import open_gemma_scope
+from saestore.saes.saelens import CONFIG_NAME, WEIGHTS_NAME, is_unfolded, open_saelens, read_json
+
+
+def from_registry(
+    release: str,
+    sae_id: str,
+    *,
+    hook_name: str | None = None,
+    model_name: str | None = None,
+    norm_scaling_factor: float | None = None,
+    cache: Path | None = None,
+) -> FileWeights:
+    """Download a pretrained SAE of SAELens' registry (or take it from the hub's cache) and open it.
+
+    SAELens' own layout and Gemma Scope's are read where the hub's client put them. Every other layout is loaded by
+    SAELens, whole, once, and kept in SAELens' layout in the cache folder.
+
+    Parameters
+    ----------
+    release, sae_id : str
+        As in ``SAE.from_pretrained``, e.g. ``gemma-scope-9b-pt-res-canonical`` and ``layer_34/width_16k/canonical``.
+    hook_name, model_name, norm_scaling_factor
+        As in `open_saelens`; the registry's scaling factor is used where it has one.
+    cache : Path, optional
+        Folder for converted weights, `cache_folder` by default.
+
+    Raises
+    ------
+    DependencyError
+        If ``sae_lens`` is not installed.
+    MissingError
+        If the registry does not know the SAE, or it cannot be downloaded.
+    """
+    try:
+        from sae_lens.loading import pretrained_saes_directory as directory
+    except ImportError:
+        raise DependencyError(
+            f"{release}:{sae_id} names an SAE of SAELens' registry and sae_lens is not installed: "
+            "pip install 'saestore[sae]', or give a local folder"
+        ) from None
+
+    registry = directory.get_pretrained_saes_directory()
+    entry = registry.get(release)
+    if entry is None and "/" not in release:
+        raise MissingError(
+            f"SAELens' registry has no release {release!r}{_nearest(release, registry)}; "
+            "give release:sae_id of SAELens, or a local folder"
+        )
+    if entry is not None and sae_id not in entry.saes_map:
+        raise MissingError(f"release {release!r} has no SAE {sae_id!r}{_nearest(sae_id, entry.saes_map)}")
+    repo_id, folder = directory.get_repo_id_and_folder_name(release, sae_id)
+    layout = (entry.conversion_func if entry is not None else None) or "sae_lens"
+    try:
+        if layout == "gemma_2":
+            path = _download(repo_id, f"{folder}/params.npz")
+        elif layout == "sae_lens" and not (entry is not None and entry.config_overrides):
+            path = _download(repo_id, f"{folder}/{CONFIG_NAME}").parent
+            _download(repo_id, f"{folder}/{WEIGHTS_NAME}")
+        else:
+            path = _converted(release, sae_id, cache or cache_folder())
+    except Exception as error:  # the hub's client, its HTTP library and SAELens each raise errors of their own
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise MissingError(
+            f"{release}:{sae_id} ({repo_id}/{folder}) is not in the hub's cache and cannot be downloaded "
+            f"({reason[:160]}); connect, set HF_HOME to a folder that has it, or give a local folder"
+        ) from error
+    if layout == "gemma_2":
+        weights = open_gemma_scope(path, hook_name=hook_name, model_name=model_name, repo_id=repo_id, cache=cache)
+    else:
+        if norm_scaling_factor is None and is_unfolded(read_json(path / CONFIG_NAME)):
+            norm_scaling_factor = directory.get_norm_scaling_factor(release, sae_id)
+        weights = open_saelens(
+            path, hook_name=hook_name, model_name=model_name, norm_scaling_factor=norm_scaling_factor
+        )
+    neuronpedia_id = entry.neuronpedia_id.get(sae_id) if entry is not None else None
+    weights.config = dataclasses.replace(
+        weights.config,
+        release=release,
+        sae_id=sae_id,
+        neuronpedia_id=neuronpedia_id or weights.config.neuronpedia_id,
+        source=f"{release}:{sae_id}",
+    )
+    return weights
+
+
+def _download(repo_id: str, filename: str) -> Path:
+    from huggingface_hub import hf_hub_download
+
+    return Path(hf_hub_download(repo_id=repo_id, filename=filename))
+
+
+def _converted(release: str, sae_id: str, cache: Path) -> Path:
+    """Load an SAE of another layout through SAELens and keep it in SAELens' layout; return the folder."""
+    key = hashlib.sha256(f"{release}\0{sae_id}".encode()).hexdigest()[:16]
+    folder = cache / "saelens" / key
+    if (folder / CONFIG_NAME).is_file() and (folder / WEIGHTS_NAME).is_file():
+        return folder
+    from sae_lens import SAE
+
+    sae = SAE.from_pretrained(release, sae_id)
+    for parameter in sae.parameters():  # several loaders leave transposed views, which cannot be saved
+        parameter.data = parameter.data.contiguous()
+    partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
+    sae.save_model(partial)
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(partial, folder)
+    return folder
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.4)
+    return f" (did you mean {' or '.join(close)}?)" if close else ""

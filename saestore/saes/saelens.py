@@ -1,0 +1,134 @@
+"""Reader of SAELens' own layout, ``cfg.json`` and ``sae_weights.safetensors``; needs neither SAELens nor torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from saestore.errors import InputError, MissingError
+from saestore.saes.config import SAEConfig
+from saestore.saes.files import Factors, FileWeights, read_safetensors_header
+
+CONFIG_NAME = "cfg.json"
+WEIGHTS_NAME = "sae_weights.safetensors"
+
+_METADATA = ("hook_name", "hook_head_index", "model_name", "prepend_bos", "context_size", "neuronpedia_id")
+
+
+def open_saelens(
+    folder: Path,
+    *,
+    hook_name: str | None = None,
+    model_name: str | None = None,
+    norm_scaling_factor: float | None = None,
+) -> FileWeights:
+    """Open a folder that SAELens' ``save_model`` or ``save_inference_model`` wrote.
+
+    Parameters
+    ----------
+    folder : Path
+        Holds ``cfg.json`` (of SAELens 6 or older) and ``sae_weights.safetensors``.
+    hook_name, model_name : str, optional
+        Replace what the configuration says.
+    norm_scaling_factor : float, optional
+        Folds an unfolded ``expected_average_only_in`` normalisation while reading.
+
+    Raises
+    ------
+    MissingError
+        If one of the two files is not there.
+    InputError
+        If the configuration is of a kind that cannot be encoded here, or disagrees with the weights.
+    IntegrityError
+        If a file is damaged.
+    """
+    for name in (CONFIG_NAME, WEIGHTS_NAME):
+        if not (folder / name).is_file():
+            raise MissingError(f"{folder} has no {name}; a SAELens folder holds {CONFIG_NAME} and {WEIGHTS_NAME}")
+    raw = read_json(folder / CONFIG_NAME)
+    arrays = read_safetensors_header(folder / WEIGHTS_NAME)
+    if norm_scaling_factor is not None:
+        if not is_unfolded(raw):
+            raise InputError(
+                f"norm_scaling_factor={norm_scaling_factor} was given, but {folder / CONFIG_NAME} says "
+                f"normalize_activations={raw.get('normalize_activations')!r}; leave it out"
+            )
+        if not norm_scaling_factor > 0:
+            raise InputError(f"norm_scaling_factor={norm_scaling_factor} is not usable; expected a number above 0")
+        raw = {**raw, "normalize_activations": "none"}
+    stored_dtype = arrays["W_enc"].dtype_name if "W_enc" in arrays else str(raw.get("dtype", "float32"))
+    config = config_from_saelens(raw, dtype=stored_dtype, source=str(folder))
+    config = dataclasses.replace(
+        config, hook_name=hook_name or config.hook_name, model_name=model_name or config.model_name
+    )
+    return FileWeights(config, arrays, factors=Factors.of_norm_scaling(norm_scaling_factor))
+
+
+def config_from_saelens(raw: dict[str, Any], *, dtype: str, source: str) -> SAEConfig:
+    """Translate the content of a ``cfg.json``, of SAELens 6 or older.
+
+    References
+    ----------
+    Older configurations are read as ``handle_pre_6_0_config`` in SAELens 6.54 does.
+    """
+    metadata = raw.get("metadata") or {}
+    major = str(raw.get("sae_lens_version") or metadata.get("sae_lens_version") or "0").split(".")[0]
+    if not major.isdigit() or int(major) < 6:
+        metadata = raw = _modern(raw, source)
+    architecture = raw.get("architecture", "standard")
+    return SAEConfig.from_dict(
+        {
+            "architecture": architecture,
+            **{name: raw[name] for name in ("d_in", "d_sae") if name in raw},
+            "k": raw.get("k") if architecture == "topk" else None,
+            "apply_b_dec_to_input": bool(raw.get("apply_b_dec_to_input", True)),
+            "normalization": raw.get("normalize_activations") or "none",
+            "rescale_acts_by_decoder_norm": architecture == "topk"
+            and bool(raw.get("rescale_acts_by_decoder_norm", False)),
+            "dtype": dtype,
+            "reshape_activations": raw.get("reshape_activations") or "none",
+            **{name: metadata.get(name) for name in _METADATA},
+            "source": source,
+        }
+    )
+
+
+def _modern(raw: dict[str, Any], source: str) -> dict[str, Any]:
+    """Bring the fields of a configuration from before SAELens 6 to their names and values of today."""
+    renamed = {"hook_point": "hook_name", "hook_point_head_index": "hook_head_index"}
+    raw = {"prepend_bos": True} | {renamed.get(key, key): value for key, value in raw.items()}
+    activation = raw.get("activation_fn_str") or raw.get("activation_fn") or "relu"
+    arguments = raw.get("activation_fn_kwargs") or {}
+    if activation not in ("relu", "topk"):
+        raise InputError(f"activation {activation!r} of the SAE in {source} is not supported; known: relu, topk")
+    if raw.get("finetuning_scaling_factor"):
+        raise InputError(
+            f"the SAE in {source} has a finetuning_scaling_factor, which SAELens 6 no longer applies; "
+            "multiply it into W_dec and save the SAE again"
+        )
+    if activation == "topk" or raw.get("architecture") == "topk":
+        raw["architecture"] = "topk"
+        raw["k"] = arguments.get("k", raw.get("k"))
+    if isinstance(raw.get("normalize_activations"), bool):
+        raw["normalize_activations"] = "expected_average_only_in" if raw["normalize_activations"] else "none"
+    if "reshape_activations" not in raw:
+        raw["reshape_activations"] = "hook_z" if "hook_z" in (raw.get("hook_name") or "") else "none"
+    return raw
+
+
+def is_unfolded(raw: dict[str, Any]) -> bool:
+    """Return whether a configuration names a scaling of inputs that SAELens applies only by folding it in."""
+    return raw.get("normalize_activations") in ("expected_average_only_in", True)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a ``cfg.json``; InputError if it is no JSON object."""
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path} is not JSON ({error}); expected the configuration that SAELens writes") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path} holds a {type(content).__name__}; expected the JSON object that SAELens writes")
+    return content

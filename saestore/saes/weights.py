@@ -1,0 +1,151 @@
+"""The contract of a SAE source: configuration, tiles of units, vectors, and the rule that turns products into codes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from types import TracebackType
+from typing import TYPE_CHECKING, Literal, Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from saestore.errors import InputError, IntegrityError
+from saestore.saes.config import SAEConfig
+
+if TYPE_CHECKING:
+    from saestore.kernels.encode import UnitRule
+
+FloatArray = NDArray[np.float32]
+MatrixName = Literal["W_enc", "W_dec"]
+
+VECTORS: dict[str, tuple[str, ...]] = {
+    "standard": ("b_enc", "b_dec"),
+    "topk": ("b_enc", "b_dec"),
+    "jumprelu": ("b_enc", "b_dec", "threshold"),
+    "gated": ("b_dec", "b_gate", "b_mag", "r_mag"),
+}
+"""The vectors of each architecture: (d_sae,), but (d_in,) for ``b_dec``."""
+
+TILE_BYTES = 32 * 2**20
+
+
+class SAEWeights(Protocol):
+    """Weights of one SAE that are read tile by tile.
+
+    Both matrices are unit-major, (d_sae, d_in): row u of ``W_enc`` is the encoder direction of unit u, row u of
+    ``W_dec`` its decoder direction. Reading never holds more than the tile that was asked for and a small buffer.
+    """
+
+    @property
+    def config(self) -> SAEConfig:
+        """The configuration of the SAE."""
+        ...
+
+    def rows(self, name: MatrixName, units: slice) -> FloatArray:
+        """Return the rows of some units: (n_units, d_in) float32, C-contiguous, the caller's to keep."""
+        ...
+
+    def vector(self, name: str) -> FloatArray:
+        """Return a vector of `VECTORS` for this architecture, or ``decoder_norms``: (d_sae,) or (d_in,) float32."""
+        ...
+
+    def content_hash(self) -> str:
+        """Return the hexadecimal sha256 of what the codes depend on; see `hash_weights`."""
+        ...
+
+    def close(self) -> None:
+        """Release files and memory maps; reading afterwards is an error or opens them again."""
+        ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+def unit_tiles(config: SAEConfig, *, tile_bytes: int = TILE_BYTES) -> Iterator[slice]:
+    """Cut the units into runs whose float32 rows take about `tile_bytes`."""
+    step = max(1, tile_bytes // (4 * config.d_in))
+    for start in range(0, config.d_sae, step):
+        yield slice(start, min(start + step, config.d_sae))
+
+
+def decoder_norms(weights: SAEWeights) -> FloatArray:
+    """Return the Euclidean norms of the decoder rows, (d_sae,) float32, in one pass over ``W_dec``."""
+    norms = np.empty(weights.config.d_sae, np.float32)
+    for units in unit_tiles(weights.config):
+        rows = weights.rows("W_dec", units)
+        norms[units] = np.sqrt(np.einsum("ui,ui->u", rows, rows, dtype=np.float64))
+    return norms
+
+
+def hash_weights(weights: SAEWeights) -> str:
+    """Return the content hash of an SAE: the same for the same numbers, in whatever file or layout they are kept.
+
+    It is the sha256 of the configuration fields that the codes depend on (JSON, sorted keys), then of each vector in
+    the order of `VECTORS`, then of ``W_enc`` and ``W_dec`` unit by unit, all as little-endian float32.
+
+    Raises
+    ------
+    IntegrityError
+        If a weight is NaN.
+    """
+    digest = hashlib.sha256(json.dumps(weights.config.arithmetic(), sort_keys=True).encode())
+
+    def add(name: str, values: FloatArray) -> None:
+        if np.isnan(values).any():
+            raise IntegrityError(
+                f"{name} of the SAE {weights.config.source or ''} holds NaN; the file is damaged: fetch it again"
+            )
+        digest.update(np.ascontiguousarray(values, "<f4").data)
+
+    for name in VECTORS[weights.config.architecture]:
+        digest.update(name.encode())
+        add(name, weights.vector(name))
+    matrices: tuple[MatrixName, ...] = ("W_enc", "W_dec")
+    for matrix in matrices:
+        digest.update(matrix.encode())
+        for units in unit_tiles(weights.config):
+            add(matrix, weights.rows(matrix, units))
+    return digest.hexdigest()
+
+
+def unit_rule(weights: SAEWeights) -> UnitRule:
+    """Return how the product ``p = x_in @ W_enc[u]`` becomes the code of unit u, for any known architecture.
+
+    With ``v = p * scale + bias`` the unit is active iff ``v > max(threshold, 0)`` and, where there is a cut,
+    ``p > cut``; a topk SAE then keeps its K largest active units. ``x_in`` is the normalised activation, less
+    ``b_dec`` if the configuration says so.
+
+    Notes
+    -----
+    The formulas are those of SAELens 6.54 (``encode`` of each class in ``sae_lens.saes``): standard
+    ``relu(p + b_enc)``; jumprelu ``relu(v) * (v > threshold)``; gated ``1[p + b_gate > 0] * relu(p * exp(r_mag) +
+    b_mag)``; topk ``relu(topk(v))`` with ``v = p + b_enc``, times the decoder norm where
+    ``rescale_acts_by_decoder_norm`` is set. ReLU after the top-k equals the K largest of the active units.
+    """
+    from saestore.kernels.encode import UnitRule  # the kernels import torch and numba
+
+    config = weights.config
+    if config.architecture == "gated":
+        return UnitRule(
+            scale=np.exp(weights.vector("r_mag")), bias=weights.vector("b_mag"), cut=-weights.vector("b_gate")
+        )
+    bias = weights.vector("b_enc")
+    if config.architecture == "standard":
+        return UnitRule(bias=bias)
+    if config.architecture == "jumprelu":
+        return UnitRule(bias=bias, threshold=weights.vector("threshold"))
+    if not config.rescale_acts_by_decoder_norm:
+        return UnitRule(bias=bias, topk=config.k)
+    norms = weights.vector("decoder_norms")
+    if not norms.all():
+        dead = int(np.flatnonzero(norms == 0)[0])
+        raise InputError(
+            f"decoder row {dead} of the SAE {config.source or ''} is zero, so codes cannot be scaled by the decoder's "
+            "norms; give the row a direction"
+        )
+    return UnitRule(scale=norms, bias=bias * norms, topk=config.k)

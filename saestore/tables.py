@@ -1,0 +1,295 @@
+"""The two axes of a dataset in the lake: its samples, and the positions (tokens or patches) of a model in them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from saestore.errors import InputError, MissingError
+from saestore.layout import SPLITS, ModelKey, check_column, samples_path
+from saestore.rows import ArraySpec, Grid, RowGroup
+from saestore.samples import SampleTable
+from saestore.storage import Storage
+
+UNLABELLED = 255
+
+_SAMPLE_SHARD = 65_536
+_SAMPLE_CHUNK = 1_024
+_POSITION_SHARD = 262_144
+_POSITION_CHUNK = 16_384
+
+
+class Samples:
+    """The stored sample table of one dataset."""
+
+    def __init__(self, group: RowGroup, dataset: str) -> None:
+        self.group = group
+        self.dataset = dataset
+        self.kind: str = group.attributes["content"]
+        self.concept_names: tuple[str, ...] = tuple(group.attributes["concept_names"])
+        self.column_names: tuple[str, ...] = tuple(group.attributes["columns"])
+
+    def __len__(self) -> int:
+        return self.group.grid.rows
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Samples.open, (self.group.storage, self.dataset)
+
+    @classmethod
+    def open(cls, storage: Storage, dataset: str) -> Samples:
+        """Open the samples of a dataset.
+
+        Raises
+        ------
+        MissingError
+            The lake has no such dataset.
+        """
+        try:
+            group = RowGroup.open(storage, samples_path(dataset))
+        except MissingError:
+            raise MissingError(
+                f"the lake {storage.url} has no dataset {dataset!r}; extract or import it first"
+            ) from None
+        return cls(group, dataset)
+
+    @property
+    def digest(self) -> str:
+        """sha256 of the table's content."""
+        return cast(str, self.group.attributes["identity"]["digest"])
+
+    @cached_property
+    def ids(self) -> NDArray[Any]:
+        """The samples' ids, (n_samples,) str objects."""
+        return self.group.read("id")
+
+    @cached_property
+    def split(self) -> NDArray[Any]:
+        """`train`, `cal`, `test` or the empty string, (n_samples,) str objects."""
+        return self.group.read("split")
+
+    def contents(self, start: int = 0, stop: int | None = None) -> NDArray[Any]:
+        """Return texts, or paths of images, as str objects."""
+        return self.group.read(self._content_array, start, stop)
+
+    def contents_of(self, samples: NDArray[np.integer[Any]]) -> NDArray[Any]:
+        """Return the texts or paths of chosen samples, in the order given."""
+        return self.group.take(self._content_array, samples)
+
+    def column(self, name: str) -> NDArray[Any]:
+        """Return an extra column.
+
+        Raises
+        ------
+        MissingError
+            There is no such column.
+        """
+        if name not in self.column_names:
+            raise MissingError(f"dataset {self.dataset!r} has no column {name!r}; it has {list(self.column_names)}")
+        return self.group.read(name)
+
+    def concept(self, name: str) -> NDArray[np.uint8]:
+        """Return a concept's labels: 1, 0, or 255 where unlabelled, (n_samples,).
+
+        Raises
+        ------
+        MissingError
+            There is no such concept.
+        """
+        if name not in self.concept_names:
+            known = ", ".join(self.concept_names[:10]) or "none"
+            raise MissingError(f"dataset {self.dataset!r} has no concept {name!r}; it has {known}")
+        return self.group.read("concepts")[:, self.concept_names.index(name)]
+
+    def index_of(self, sample: str) -> int:
+        """Return the place of a sample id.
+
+        Raises
+        ------
+        MissingError
+            There is no such sample.
+        """
+        found = np.flatnonzero(self.ids == sample)
+        if found.size == 0:
+            raise MissingError(f"dataset {self.dataset!r} has no sample {sample!r}; its first is {self.ids[0]!r}")
+        return int(found[0])
+
+    def of_split(self, split: str) -> NDArray[np.int64]:
+        """Return the places of the samples in a split.
+
+        Raises
+        ------
+        InputError
+            The split is unknown, or the dataset has no sample in it.
+        """
+        if split not in SPLITS:
+            raise InputError(f"split {split!r} is unknown; choose from {', '.join(SPLITS)}")
+        found = np.flatnonzero(self.split == split)
+        if found.size == 0:
+            raise InputError(
+                f"dataset {self.dataset!r} has no sample in split {split!r}; give its table a split column"
+            )
+        return found
+
+    @property
+    def _content_array(self) -> str:
+        return "text" if self.kind == "text" else "path"
+
+
+def write_samples(storage: Storage, dataset: str, table: SampleTable) -> Samples:
+    """Store a sample table, or open it if the same one is stored already.
+
+    Raises
+    ------
+    ConflictError
+        The dataset exists with other samples.
+    InputError
+        The dataset's or a column's name cannot be stored.
+    """
+    content = "text" if table.kind == "text" else "path"
+    arrays: dict[str, NDArray[Any]] = {
+        "id": np.asarray(table.ids, dtype=object),
+        "split": np.asarray(table.split, dtype=object),
+        content: np.asarray(table.contents, dtype=object),
+    }
+    for name, column in table.columns.items():
+        arrays[check_column(name)] = _storable(column)
+    if table.concept_names:
+        arrays["concepts"] = np.asarray(table.concepts, dtype=np.uint8)
+    specs = [
+        ArraySpec(
+            name,
+            "string" if values.dtype == object else str(values.dtype),
+            None if values.ndim == 1 else values.shape[1],
+            width_axis="concept",
+            codec="zstd",
+        )
+        for name, values in arrays.items()
+    ]
+    group = RowGroup.create(
+        storage,
+        samples_path(dataset),
+        kind="samples",
+        axis="sample",
+        grid=Grid.plan(len(table.ids), shard_rows=_SAMPLE_SHARD, chunk_rows=_SAMPLE_CHUNK),
+        arrays=specs,
+        identity={"digest": table.digest()},
+        attributes={
+            "content": table.kind,
+            "columns": list(table.columns),
+            "concept_names": list(table.concept_names),
+        },
+    )
+    _write_all(group, arrays)
+    return Samples(group, dataset)
+
+
+class Positions:
+    """The position axis of one model over one dataset: which rows belong to which sample, and what they are."""
+
+    def __init__(self, group: RowGroup, key: ModelKey) -> None:
+        self.group = group
+        self.key = key
+
+    def __len__(self) -> int:
+        return int(self.offsets[-1])
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Positions.open, (self.group.storage, self.key)
+
+    @classmethod
+    def open(cls, storage: Storage, key: ModelKey) -> Positions:
+        """Open the positions of a model over a dataset.
+
+        Raises
+        ------
+        MissingError
+            None are stored.
+        """
+        return cls(RowGroup.open(storage, key.positions_path), key)
+
+    @property
+    def digest(self) -> str:
+        """sha256 of the texts or images, the tokenizer and the positions it made of them."""
+        return cast(str, self.group.attributes["identity"]["digest"])
+
+    @cached_property
+    def offsets(self) -> NDArray[np.int64]:
+        """First row of each sample, and the number of rows: (n_samples + 1,)."""
+        return self.group.whole("offsets")
+
+    def sample_of(self, rows: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
+        """Return the place of the sample that each row belongs to."""
+        return np.searchsorted(self.offsets, rows, side="right") - 1
+
+    def rows_of(self, samples: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
+        """Return all rows of chosen samples, sample by sample."""
+        starts, stops = self.offsets[samples], self.offsets[np.asarray(samples) + 1]
+        return np.concatenate([np.arange(a, b) for a, b in zip(starts, stops, strict=True)] or [np.empty(0, np.int64)])
+
+    def special(self, start: int = 0, stop: int | None = None) -> NDArray[np.bool_]:
+        """Return which rows are special tokens, which analyses leave out."""
+        return self.group.read("special", start, stop)
+
+    def has(self, name: str) -> bool:
+        """Whether the axis carries an array (`token_id`, `char_start`, `char_end`, `box`)."""
+        return name in self.group.array_names
+
+
+def write_positions(
+    storage: Storage,
+    key: ModelKey,
+    *,
+    offsets: NDArray[np.int64],
+    arrays: Mapping[str, NDArray[Any]],
+    digest: str,
+    attributes: Mapping[str, Any],
+) -> Positions:
+    """Store a position axis, or open it if the same one is stored already.
+
+    Parameters
+    ----------
+    offsets : (n_samples + 1,) int64
+    arrays : mapping
+        `special` (n,) bool always; for text `token_id` (n,) uint32, `char_start` and `char_end` (n,) int32; for images
+        `box` (n, 4) float32.
+    digest : str
+        What the axis was made from; another digest is another axis.
+
+    Raises
+    ------
+    ConflictError
+        The model has another position axis over this dataset: another tokenizer, or other texts.
+    """
+    n = int(offsets[-1])
+    specs = [
+        ArraySpec(name, str(values.dtype), None if values.ndim == 1 else values.shape[1], width_axis="corner")
+        for name, values in arrays.items()
+    ]
+    group = RowGroup.create(
+        storage,
+        key.positions_path,
+        kind="positions",
+        axis="row",
+        grid=Grid.plan(n, shard_rows=_POSITION_SHARD, chunk_rows=_POSITION_CHUNK),
+        arrays=specs,
+        identity={"digest": digest},
+        whole={"offsets": (offsets, ("sample_edge",))},
+        attributes=attributes,
+    )
+    _write_all(group, arrays)
+    return Positions(group, key)
+
+
+def _write_all(group: RowGroup, arrays: Mapping[str, NDArray[Any]]) -> None:
+    for shard in group.missing_shards():
+        rows = group.grid.shard(shard)
+        group.write_shard(shard, {name: values[rows] for name, values in arrays.items()})
+
+
+def _storable(column: Any) -> NDArray[Any]:
+    values = np.asarray(column)
+    return values if values.dtype.kind in "biuf" else np.asarray(column, dtype=object)

@@ -1,0 +1,69 @@
+"""The suite that every SAE source passes: dense codes and reconstructions, by numpy, from what a source serves."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from saestore.kernels.normalize import denormalize, normalize
+from saestore.saes.weights import VECTORS, SAEWeights, unit_rule
+
+
+def dense_codes(weights: SAEWeights, x: np.ndarray, *, tile: int = 24) -> np.ndarray:
+    """Return (n, d_sae) codes of rows x (n, d_in), brute force in float64 from tiles and the unit rule."""
+    config, rule = weights.config, unit_rule(weights)
+    normalized, _ = normalize(torch.from_numpy(x), config.normalization)
+    x_in = normalized.double().numpy()
+    if config.apply_b_dec_to_input:
+        x_in = x_in - weights.vector("b_dec")
+    tiles = [weights.rows("W_enc", slice(a, min(a + tile, config.d_sae))) for a in range(0, config.d_sae, tile)]
+    p = x_in @ np.concatenate(tiles).astype(np.float64).T
+    v = p * (1 if rule.scale is None else rule.scale) + (0 if rule.bias is None else rule.bias)
+    active = v > np.maximum(0 if rule.threshold is None else rule.threshold, 0)
+    if rule.cut is not None:
+        active &= p > rule.cut
+    codes = np.where(active, v, 0)
+    if rule.topk is not None:
+        kth = -np.sort(-codes, axis=1)[:, rule.topk - 1 : rule.topk]
+        codes = np.where(codes >= kth, codes, 0)
+    return codes
+
+
+def reconstructions(weights: SAEWeights, x: np.ndarray, codes: np.ndarray) -> np.ndarray:
+    """Return (n, d_in) reconstructions of rows x from their codes (n, d_sae)."""
+    config = weights.config
+    _, state = normalize(torch.from_numpy(x), config.normalization)
+    if config.rescale_acts_by_decoder_norm:
+        codes = codes / weights.vector("decoder_norms")
+    x_hat = codes @ weights.rows("W_dec", slice(0, config.d_sae)) + weights.vector("b_dec")
+    return denormalize(torch.from_numpy(x_hat), state).numpy()
+
+
+def check_source(weights: SAEWeights, x: np.ndarray, codes: np.ndarray, x_hat: np.ndarray) -> None:
+    """Assert that a source gives the codes and reconstructions of an oracle, and keeps the contract of SAEWeights."""
+    config = weights.config
+    ours = dense_codes(weights, x)
+    assert 0 < (codes > 0).sum() < codes.size, "the oracle's codes must be sparse and not empty"
+    np.testing.assert_array_equal(ours > 0, codes > 0)
+    np.testing.assert_allclose(ours, codes, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(reconstructions(weights, x, ours), x_hat, rtol=1e-4, atol=1e-4)
+
+    for name in ("W_enc", "W_dec"):
+        whole = weights.rows(name, slice(0, config.d_sae))
+        assert whole.shape == (config.d_sae, config.d_in)
+        assert whole.dtype == np.float32
+        assert whole.flags.c_contiguous
+        assert whole.flags.writeable
+        for start, stop in ((0, 1), (3, 20), (config.d_sae - 1, config.d_sae), (5, 5)):
+            np.testing.assert_array_equal(weights.rows(name, slice(start, stop)), whole[start:stop])
+    for name in VECTORS[config.architecture]:
+        vector = weights.vector(name)
+        assert vector.shape == (config.d_in if name == "b_dec" else config.d_sae,)
+        assert vector.dtype == np.float32
+    np.testing.assert_allclose(
+        weights.vector("decoder_norms"),
+        np.linalg.norm(weights.rows("W_dec", slice(0, config.d_sae)), axis=1),
+        rtol=1e-6,
+    )
+    assert len(weights.content_hash()) == 64
+    assert type(config).from_json(config.to_json()) == config

@@ -1,0 +1,201 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sae_lens import SAE
+
+from saestore.errors import InputError, IntegrityError, MissingError
+from saestore.saes import open_sae
+from saestore.saes.saelens import open_saelens
+from tests.saes.conformance import check_source
+from tests.saes.conftest import D_IN, D_SAE, K, make_sae, oracle
+
+ARCHITECTURES = [
+    ("standard", {}),
+    ("jumprelu", {}),
+    ("gated", {}),
+    ("topk", {}),
+    ("topk", {"rescale_acts_by_decoder_norm": True}),
+    ("topk", {"k": D_SAE - 4}),  # more slots than active units: the ReLU decides
+]
+
+
+@pytest.mark.parametrize("apply_b_dec_to_input", [True, False])
+@pytest.mark.parametrize("normalize_activations", ["none", "layer_norm", "constant_norm_rescale"])
+@pytest.mark.parametrize(("architecture", "options"), ARCHITECTURES)
+def test_saelens_folder_encodes_and_decodes_as_saelens(
+    tmp_path: Path,
+    x: np.ndarray,
+    architecture: str,
+    options: dict,
+    normalize_activations: str,
+    apply_b_dec_to_input: bool,
+) -> None:
+    sae = make_sae(
+        architecture,
+        normalize_activations=normalize_activations,
+        apply_b_dec_to_input=apply_b_dec_to_input,
+        **options,
+    )
+    sae.save_model(tmp_path)
+    with open_sae(tmp_path) as weights:
+        check_source(weights, x, *oracle(sae, x))
+        assert weights.config.hook_name == "blocks.3.hook_resid_post"
+        assert weights.config.model_name == "tiny"
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
+def test_other_dtypes_are_read_as_float32(tmp_path: Path, dtype: str) -> None:
+    sae = make_sae("jumprelu", dtype=dtype)
+    sae.save_model(tmp_path)
+    weights = open_sae(tmp_path)
+    assert weights.config.dtype == dtype
+    np.testing.assert_array_equal(weights.rows("W_enc", slice(2, 9)), sae.W_enc[:, 2:9].T.detach().float().numpy())
+    np.testing.assert_array_equal(weights.vector("threshold"), sae.threshold.detach().float().numpy())
+
+
+def test_hook_z_sae_takes_flat_rows(tmp_path: Path, x: np.ndarray) -> None:
+    sae = make_sae("standard", reshape_activations="none")
+    sae.cfg.reshape_activations = "hook_z"
+    sae.cfg.metadata.hook_name = "blocks.3.attn.hook_z"
+    sae.cfg.metadata.hook_head_index = 2
+    sae.save_model(tmp_path)
+    reloaded = SAE.load_from_disk(tmp_path)
+    by_head = torch.from_numpy(x.reshape(len(x), 4, D_IN // 4))
+    with torch.no_grad():
+        codes = reloaded.encode(by_head)
+        x_hat = reloaded.decode(codes).reshape(len(x), D_IN)
+    weights = open_sae(tmp_path)
+    check_source(weights, x, codes.numpy(), x_hat.numpy())
+    assert weights.config.reshape_activations == "hook_z"
+    assert weights.config.hook_head_index == 2
+
+
+def test_trained_folder_of_training_class_is_read(tmp_path: Path, x: np.ndarray) -> None:
+    from sae_lens import TopKTrainingSAE, TopKTrainingSAEConfig
+
+    sae = TopKTrainingSAE(TopKTrainingSAEConfig(d_in=D_IN, d_sae=D_SAE, k=K))
+    sae.save_model(tmp_path)
+    check_source(open_sae(tmp_path), x, *oracle(sae, x))
+
+
+@pytest.mark.parametrize(
+    "old",
+    [
+        {"architecture": "standard", "activation_fn_str": "relu", "hook_point": "blocks.1.hook_mlp_out"},
+        {"architecture": "standard", "activation_fn_str": "topk", "activation_fn_kwargs": {"k": 5}, "hook_name": "h"},
+        {"architecture": "jumprelu", "normalize_activations": False, "apply_b_dec_to_input": False, "hook_name": "h"},
+    ],
+)
+def test_configuration_from_before_saelens_6(tmp_path: Path, x: np.ndarray, old: dict) -> None:
+    architecture = "jumprelu" if old["architecture"] == "jumprelu" else "standard"
+    make_sae(architecture).save_model(tmp_path)
+    raw = {"d_in": D_IN, "d_sae": D_SAE, "dtype": "float32", "device": "cpu", "model_name": "gpt2-small", **old}
+    (tmp_path / "cfg.json").write_text(json.dumps(raw))
+    sae = SAE.load_from_disk(tmp_path)
+    weights = open_sae(tmp_path)
+    check_source(weights, x, *oracle(sae, x))
+    assert weights.config.hook_name == sae.cfg.metadata.hook_name
+    assert weights.config.model_name == "gpt2-small"
+    assert weights.config.prepend_bos is True
+
+
+def test_given_norm_scaling_factor_is_folded_as_saelens_folds_it(tmp_path: Path, x: np.ndarray) -> None:
+    sae = make_sae("gated", normalize_activations="expected_average_only_in")
+    sae.save_model(tmp_path)
+    with pytest.raises(InputError, match="fold_activation_norm_scaling_factor"):
+        open_sae(tmp_path)
+    sae.fold_activation_norm_scaling_factor(0.37)
+    weights = open_sae(tmp_path, norm_scaling_factor=0.37)
+    check_source(weights, x, *oracle(sae, x))
+
+    make_sae("gated", dtype="bfloat16", normalize_activations="expected_average_only_in").save_model(tmp_path / "b")
+    assert open_sae(tmp_path / "b", norm_scaling_factor=0.37).config.dtype == "float32"
+
+    sae.save_model(tmp_path / "folded")
+    with pytest.raises(InputError, match="leave it out"):
+        open_sae(tmp_path / "folded", norm_scaling_factor=0.37)
+
+
+def test_hash_follows_the_numbers_not_the_place(tmp_path: Path) -> None:
+    make_sae("topk").save_model(tmp_path / "a")
+    make_sae("topk").save_model(tmp_path / "b")
+    make_sae("topk", seed=1).save_model(tmp_path / "c")
+    make_sae("topk", k=K + 1).save_model(tmp_path / "d")
+    a, b, c, d = (open_sae(tmp_path / name, hook_name=name).content_hash() for name in "abcd")
+    assert a == b
+    assert len({a, c, d}) == 3
+
+
+def test_nan_weights_are_refused_when_hashed(tmp_path: Path) -> None:
+    sae = make_sae("standard")
+    sae.W_dec.data[3, 4] = torch.nan
+    sae.save_model(tmp_path)
+    with pytest.raises(IntegrityError, match=r"W_dec .* NaN"):
+        open_sae(tmp_path).content_hash()
+
+
+def test_truncated_and_damaged_weights(topk_folder: Path) -> None:
+    file = topk_folder / "sae_weights.safetensors"
+    whole = file.read_bytes()
+    weights = open_sae(topk_folder)
+    for content in (whole[:-100], whole[:5], b"\xff" * 8 + whole[8:], whole[:8] + b"x" + whole[9:]):
+        file.write_bytes(content)
+        with pytest.raises(IntegrityError, match=r"sae_weights\.safetensors"):
+            open_sae(topk_folder)
+    file.write_bytes(whole[: len(whole) // 2])  # cut off after it was opened
+    with pytest.raises(IntegrityError, match="too early"):
+        weights.content_hash()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"d_sae": D_SAE * 2}, r"shape \(16, 64\).*d_sae=128"),
+        ({"d_in": "16"}, "d_in='16'"),
+        ({"k": D_SAE + 1}, "larger than its d_sae"),
+        ({"k": None}, "needs k"),
+        ({"architecture": "temporal"}, "known: standard, jumprelu, gated, topk"),
+        ({"architecture": "batchtopk"}, "save_inference_model"),
+        ({"architecture": "jumprelu"}, "lacks threshold"),
+        ({"normalize_activations": "covariance_whitening"}, "fold_activation_whitening"),
+        ({"normalize_activations": "z_score"}, "known: none, layer_norm, constant_norm_rescale"),
+        ({"metadata": {}, "activation_fn": "tanh-relu"}, "activation 'tanh-relu'"),
+    ],
+)
+def test_unusable_configurations(topk_folder: Path, change: dict, message: str) -> None:
+    path = topk_folder / "cfg.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(InputError, match=message) as raised:
+        open_saelens(topk_folder)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", ""])
+def test_configuration_that_is_no_json_object(topk_folder: Path, content: str) -> None:
+    (topk_folder / "cfg.json").write_text(content)
+    with pytest.raises(InputError, match=r"cfg\.json"):
+        open_sae(topk_folder)
+
+
+@pytest.mark.parametrize("name", ["cfg.json", "sae_weights.safetensors"])
+def test_missing_file(topk_folder: Path, name: str) -> None:
+    (topk_folder / name).unlink()
+    with pytest.raises(MissingError, match=name):
+        open_sae(topk_folder)
+
+
+def test_reading_a_folder_needs_neither_torch_nor_saelens(topk_folder: Path) -> None:
+    program = (
+        "import sys; from saestore.saes import open_sae; w = open_sae(sys.argv[1]);"
+        "assert w.rows('W_enc', slice(0, 3)).shape == (3, 16); w.vector('b_dec'); w.content_hash();"
+        "loaded = {'torch', 'sae_lens', 'safetensors', 'transformers', 'numba'} & set(sys.modules);"
+        "assert not loaded, loaded"
+    )
+    subprocess.run([sys.executable, "-c", program, str(topk_folder)], check=True)
