@@ -170,7 +170,7 @@ def _text_batch(
     rows = _rows_of(positions, group)
     lengths = _lengths_of(positions, group)
     mask = np.arange(lengths.max()) < lengths[:, None]
-    ids = np.full(mask.shape, _pad_id(loaded), np.int64)
+    ids = np.zeros(mask.shape, np.int64)  # any id will do at padded places: they are on the right, and masked
     ids[mask] = positions.token_id[rows]
     used = np.zeros(mask.shape, np.bool_)
     used[mask] = ~positions.special[rows]
@@ -252,13 +252,6 @@ def _pooled(hidden: torch.Tensor, used: torch.Tensor, wanted: Sequence[SampleTyp
     from saestore.kernels.pool import pool
 
     return {kind: pool(hidden, used, cast("PoolKind", kind))[0] for kind in wanted if kind in POOLED}
-
-
-def _pad_id(loaded: LoadedModel) -> int:
-    """Return the id at padded places; RoBERTa's positions are right only with its own."""
-    config: Any = loaded.model.config
-    known = (getattr(config.get_text_config(), "pad_token_id", None), loaded.tokenizer.pad_token_id, 0)
-    return next(int(pad) for pad in known if pad is not None and pad >= 0)
 
 
 def _check_size(loaded: LoadedModel, positions: ImagePositions, pixels: torch.Tensor) -> None:

@@ -251,18 +251,6 @@ def processor_digest(processor: Any) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def images_digest(paths: Sequence[str | Path]) -> str:
-    """Return the sha256 of the contents of image files in their order, in hex; their names have no part in it."""
-    digest = hashlib.sha256()
-    for path in paths:
-        try:
-            with Path(path).open("rb") as opened:
-                digest.update(hashlib.file_digest(opened, "sha256").digest())
-        except FileNotFoundError as error:
-            raise MissingError(f"image {path} does not exist; check the path") from error
-    return digest.hexdigest()
-
-
 def image_positions_digest(positions: ImagePositions, *, processor: str, images: str) -> str:
     """Return the sha256 that two layers must share to lie on the same position axis, in hex.
 
@@ -272,7 +260,7 @@ def image_positions_digest(positions: ImagePositions, *, processor: str, images:
     processor : str
         From `processor_digest`.
     images : str
-        From `images_digest`.
+        A digest of the contents of the files, in their order.
     """
     digest = hashlib.sha256(f"image positions 1\n{processor}\n{images}\n".encode())
     digest.update(positions.offsets.astype("<i8").data)
