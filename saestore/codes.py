@@ -15,7 +15,7 @@ from saestore.errors import InputError
 from saestore.kernels.densify import densify, to_csr, unit_lookup
 from saestore.kernels.quantize import as_float32
 from saestore.layout import POSITION_TYPES, CodesKey
-from saestore.rows import RowGroup
+from saestore.rows import ArraySpec, RowGroup
 from saestore.storage import Storage
 from saestore.tables import Positions, Samples
 
@@ -26,6 +26,7 @@ Rows = int | slice | Sequence[int] | NDArray[np.integer[Any]]
 Holes = Literal["error", "nan"]
 
 _SCAN_BYTES = 64 << 20
+_DENSE_BYTES = 8 << 20  # larger blocks are given back to the system and faulted in again each time
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,27 @@ class TopRows:
     rows: NDArray[np.int64]
     values: NDArray[np.float32]
     active_rows: int
+
+
+def code_arrays(*, k: int, d_sae: int, dtype: str) -> list[ArraySpec]:
+    """Return the arrays of a group of codes.
+
+    The codecs are the smallest of those measured that any Zarr v3 reader knows (`docs/performance.md`): bitshuffle
+    strips unused high bits of unit ids, and where all 16 bits are used bytes compress better than bits.
+    """
+    index = index_dtype(d_sae)
+    all_bits = 2**15 < d_sae <= 2**16
+    value = "uint16" if dtype == "bfloat16" else dtype
+    return [
+        ArraySpec("indices", str(index), k, codec="shuffle" if all_bits else "bitshuffle"),
+        ArraySpec("values", value, k, codec="shuffle", level=5, attributes={"saestore_dtype": dtype}),
+        ArraySpec("l0", "uint32"),
+    ]
+
+
+def index_dtype(d_sae: int) -> np.dtype[Any]:
+    """Return the dtype of stored unit ids: uint16 up to 65,536 units, else uint32."""
+    return np.dtype(np.uint16 if d_sae <= 2**16 else np.uint32)
 
 
 class Codes:
@@ -322,7 +344,7 @@ def row_blocks(
 
 def _thin_blocks(block: CodeRows, width: int) -> Iterator[tuple[int, CodeRows]]:
     """Cut rows so that each part is small when dense, with its place: the dense copy must not double the memory."""
-    step = max(1, _SCAN_BYTES // (4 * max(1, width)))
+    step = max(1, _DENSE_BYTES // (4 * max(1, width)))
     for start in range(0, len(block.rows), step):
         part = slice(start, start + step)
         yield start, CodeRows(block.rows[part], block.indices[part], block.values[part], block.l0[part])

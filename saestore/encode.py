@@ -13,15 +13,15 @@ from numpy.typing import NDArray
 from saestore import provenance
 from saestore.activations import Activations
 from saestore.budget import parse_memory
-from saestore.codes import Codes
-from saestore.encode_plan import TASKS_AT_ONCE, EncodePlan, index_dtype, plan_encode
+from saestore.codes import Codes, code_arrays, index_dtype
+from saestore.encode_plan import TASKS_AT_ONCE, EncodePlan, plan_encode
 from saestore.engine.resources import device_lock, load_once
 from saestore.engine.run import run_tasks
 from saestore.errors import ConflictError, InputError, MissingError, QualityError
 from saestore.lake import Lake, layer_name
 from saestore.layout import POSITION_TYPES, ActivationsKey, CodesKey, check_sample_type
 from saestore.progress import Progress
-from saestore.rows import ArraySpec, Grid, RowGroup, group_exists
+from saestore.rows import Grid, RowGroup, group_exists
 from saestore.saes.config import SAEConfig
 from saestore.saes.lake import LakeWeights, open_lake_sae
 from saestore.storage import Storage, open_storage
@@ -342,18 +342,13 @@ class _Job:
         )
 
     def _create(self, grid: Grid, k: int, identity: Mapping[str, Any], quality: Mapping[str, Any]) -> RowGroup:
-        value = _stored_dtype(self.dtype)
         return RowGroup.create(
             self.storage,
             self.key.path,
             kind="codes",
             axis="row",
             grid=grid,
-            arrays=[
-                ArraySpec("indices", str(index_dtype(self.config.d_sae)), k),
-                ArraySpec("values", str(value), k, codec="shuffle", attributes={"saestore_dtype": self.dtype}),
-                ArraySpec("l0", "uint32"),
-            ],
+            arrays=code_arrays(k=k, d_sae=self.config.d_sae, dtype=self.dtype),
             identity=identity,
             attributes={
                 "k": k,

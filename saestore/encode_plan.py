@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
 
 from saestore.budget import readable_bytes, require_memory
+from saestore.codes import index_dtype
 from saestore.layout import CodesKey
 from saestore.progress import clock
 from saestore.rows import Grid
@@ -121,11 +119,6 @@ def plan_encode(
         write_bytes=rows * (k * (index_bytes + value_bytes) + 4),
         seconds=2.0 * rows * config.d_in * config.d_sae / _flops(config.d_in, device),
     )
-
-
-def index_dtype(d_sae: int) -> np.dtype[Any]:
-    """Return the dtype of stored unit ids: uint16 up to 65,536 units."""
-    return np.dtype(np.uint16 if d_sae <= 65_536 else np.uint32)
 
 
 @functools.cache

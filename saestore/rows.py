@@ -47,7 +47,9 @@ class ArraySpec:
     width_axis : str
         Dimension name of the second axis.
     codec : {"bitshuffle", "shuffle", "zstd", "none"}
-        Blosc zstd level 3 behind that shuffle, plain zstd level 3, or raw bytes. crc32c always comes last.
+        Blosc zstd behind that shuffle, plain zstd, or raw bytes. crc32c always comes last.
+    level : int
+        Compression level.
     attributes : mapping
         Attributes of the array.
     """
@@ -57,6 +59,7 @@ class ArraySpec:
     width: int | None = None
     width_axis: str = "slot"
     codec: Codec = "bitshuffle"
+    level: int = 3
     attributes: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -472,8 +475,8 @@ def _codecs(spec: ArraySpec) -> dict[str, Any]:
     if spec.codec == "none":
         return {"compressors": (Crc32cCodec(),)}
     if spec.codec == "zstd":
-        return {"compressors": (ZstdCodec(level=3), Crc32cCodec())}
-    return {"compressors": (BloscCodec(cname="zstd", clevel=3, shuffle=spec.codec), Crc32cCodec())}
+        return {"compressors": (ZstdCodec(level=spec.level), Crc32cCodec())}
+    return {"compressors": (BloscCodec(cname="zstd", clevel=spec.level, shuffle=spec.codec), Crc32cCodec())}
 
 
 def _array_document(spec: ArraySpec, axis: str, grid: Grid) -> dict[str, Any]:

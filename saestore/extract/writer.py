@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from saestore.extract.model import LoadedModel
     from saestore.lake import Lake
 
-_PADDED_TOKENS = {"cpu": 4_096, "cuda": 65_536, "mps": 16_384}
+PADDED_TOKENS = {"cpu": 2_048, "cuda": 65_536, "mps": 16_384}
 _TASKS_PER_CLUSTER = 64
 
 
@@ -522,7 +522,7 @@ def _forward(
         samples,
         hooks,
         sample_types=sample_types,  # type: ignore[arg-type]
-        padded_tokens=_PADDED_TOKENS[kind],
+        padded_tokens=PADDED_TOKENS[kind],
     )
 
 
