@@ -5,36 +5,48 @@ A slice is pushed down to the chunks of rows it needs and densified for the unit
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar, cast, get_args
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar, get_args
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import xarray as xr
 from numpy.typing import DTypeLike, NDArray
-from xarray.backends import BackendArray, BackendEntrypoint
-from xarray.core import indexing
+from xarray.backends import BackendEntrypoint
 
+from saestore._lazy_rows import (
+    Column,
+    DenseActivations,
+    DenseCodes,
+    LazyRows,
+    PlaceInSample,
+    Reader,
+    SampleColumn,
+    dense_chunk_rows,
+    lazy_variable,
+)
 from saestore.activations import Activations
-from saestore.budget import parse_memory, require_memory
-from saestore.codes import Codes, Holes, row_blocks
+from saestore.budget import parse_memory
+from saestore.codes import Codes, Holes
 from saestore.errors import InputError, IntegrityError, MissingError, SaestoreError
 from saestore.kernels.densify import unit_lookup
 from saestore.lake import Lake
-from saestore.layout import ATTRIBUTE, DATA, POSITION_TYPES, SAMPLES, ActivationsKey, CodesKey, samples_path
-from saestore.rows import Grid, RowGroup
+from saestore.layout import (
+    ACTIVATIONS,
+    ATTRIBUTE,
+    CODES,
+    DATA,
+    POSITION_TYPES,
+    SAMPLES,
+    ActivationsKey,
+    CodesKey,
+    samples_path,
+)
 from saestore.storage import Storage, open_storage, read_document
 from saestore.tables import Positions, Samples
 
 Units = Sequence[int] | NDArray[np.integer[Any]]
-Places = slice | NDArray[np.int64]
-Reader = Callable[[Places, Places], NDArray[Any]]
-
-_BLOCK_BYTES = 128 << 20
-_COPY_BYTES = 32 << 20
 
 
 class SaestoreBackend(BackendEntrypoint):
@@ -85,7 +97,8 @@ class SaestoreBackend(BackendEntrypoint):
             For codes: `codes (row, unit)` float32, `l0 (row)` and the coordinates `unit`, `sample` (its id), `split`
             and, where rows are positions, `position` (the place in the sample), `special` and `token_id`. For
             activations: `activations (row, d_in)` float32 with the coordinates of rows. For samples: the columns of
-            the table along `sample`. Everything but `unit` is read when it is used.
+            the table along `sample`. Everything but `unit` is read when it is used. `chunks={}` takes
+            chunks of at most 128 MiB that fit the stored ones; Dask cannot size the strings for `chunks="auto"`.
 
         Raises
         ------
@@ -208,14 +221,14 @@ def _open_group(
 ) -> xr.Dataset | None:
     """Open the group at a path, or return None where the path is not that of a group this engine knows."""
     parts = path.split("/")
-    if len(parts) == 7:
+    if len(parts) == 7 and parts[4] == CODES:
         code_key = CodesKey(parts[1], parts[2], parts[3], parts[5], parts[6])
         if code_key.path == path:
             codes = Codes.open(axes.storage, code_key)
             return _codes_dataset(codes, axes, units=units, memory=memory, holes=holes)
     if units is not None:
-        raise InputError(f"units= chooses units of codes; {path or 'a lake'} has none, open it without")
-    if len(parts) == 6:
+        raise InputError(f"units= chooses units of codes; {path or 'a lake'} is not one SAE's codes, open it without")
+    if len(parts) == 6 and parts[4] == ACTIVATIONS:
         key = ActivationsKey(parts[1], parts[2], parts[3], parts[5])
         if key.path == path:
             return _activations_dataset(Activations.open(axes.storage, key), axes, memory=memory, holes=holes)
@@ -231,18 +244,17 @@ def _codes_dataset(
     chosen = None if units is None else _check_units(units, codes.d_sae)
     width = codes.d_sae if chosen is None else chosen.size
     chunk = dense_chunk_rows(codes.group.grid, width * 4)
-    block = _Lazy(_DenseCodes(codes, chosen, memory, holes), (codes.n_rows, width), np.float32)
-    l0 = _Lazy(_Column(codes.group, "l0", holes), (codes.n_rows,), np.uint32 if holes == "error" else np.float32)
+    block = LazyRows(DenseCodes(codes, chosen, memory, holes), (codes.n_rows, width), np.float32)
+    l0 = LazyRows(Column(codes.group, "l0", holes), (codes.n_rows,), np.uint32 if holes == "error" else np.float32)
     unit = np.arange(codes.d_sae) if chosen is None else chosen
-    dataset = xr.Dataset(
+    return xr.Dataset(
         {
-            "codes": _variable(("row", "unit"), block, {"row": chunk, "unit": width}, uncached=True),
-            "l0": _variable(("row",), l0, {"row": chunk}),
+            "codes": lazy_variable(("row", "unit"), block, {"row": chunk, "unit": width}, uncached=True),
+            "l0": lazy_variable(("row",), l0, {"row": chunk}),
         },
         coords={"unit": ("unit", unit), **_row_coordinates(axes, codes.key, codes.n_rows, chunk)},
         attrs={**_attributes(codes.key), "sae": codes.key.sae, "d_sae": codes.d_sae, "k": codes.k},
     )
-    return dataset
 
 
 def _activations_dataset(
@@ -251,9 +263,9 @@ def _activations_dataset(
     _check_options(memory, holes)
     chunk = dense_chunk_rows(activations.group.grid, activations.d_in * 4)
     shape = (activations.n_rows, activations.d_in)
-    block = _Lazy(_DenseActivations(activations, memory, holes), shape, np.float32)
+    block = LazyRows(DenseActivations(activations, memory, holes), shape, np.float32)
     return xr.Dataset(
-        {"activations": _variable(("row", "d_in"), block, {"row": chunk, "d_in": shape[1]}, uncached=True)},
+        {"activations": lazy_variable(("row", "d_in"), block, {"row": chunk, "d_in": shape[1]}, uncached=True)},
         coords=_row_coordinates(axes, activations.key, activations.n_rows, chunk),
         attrs={**_attributes(activations.key), "stored_dtype": activations.dtype},
     )
@@ -265,9 +277,9 @@ def _samples_dataset(samples: Samples) -> xr.Dataset:
     for name in samples.group.array_names:
         width = len(samples.concept_names) if name == "concepts" else None
         shape = (len(samples),) if width is None else (len(samples), width)
-        lazy = _Lazy(_Column(samples.group, name), shape, samples.group.read(name, 0, 0).dtype)
+        lazy = LazyRows(Column(samples.group, name), shape, samples.group.read(name, 0, 0).dtype)
         dims = ("sample",) if width is None else ("sample", "concept")
-        variables[name] = _variable(dims, lazy, dict(zip(dims, (chunk, width), strict=False)))
+        variables[name] = lazy_variable(dims, lazy, dict(zip(dims, (chunk, width), strict=False)))
     if samples.concept_names:
         variables["concept"] = xr.Variable(("concept",), np.asarray(samples.concept_names, dtype=object))
     attributes = {"dataset": samples.dataset, "content": samples.kind}
@@ -280,165 +292,22 @@ def _row_coordinates(axes: _Axes, key: CodesKey | ActivationsKey, n_rows: int, c
     if on_axis != n_rows:
         raise IntegrityError(f"{key.path} has {n_rows} rows and its axis has {on_axis}; make it again from its source")
     readers: dict[str, tuple[Reader, DTypeLike]] = {
-        name: (_SampleColumn(samples, positions, column), object)
+        name: (SampleColumn(samples, positions, column), object)
         for name, column in (("sample", "id"), ("split", "split"))
     }
     if positions is not None:
-        readers["position"] = (_PlaceInSample(positions), np.int64)
+        readers["position"] = (PlaceInSample(positions), np.int64)
         for name in ("special", "token_id"):
             if positions.has(name):
-                readers[name] = (_Column(positions.group, name), positions.group.read(name, 0, 0).dtype)
+                readers[name] = (Column(positions.group, name), positions.group.read(name, 0, 0).dtype)
     return {
-        name: _variable(("row",), _Lazy(reader, (n_rows,), dtype), {"row": chunk})
+        name: lazy_variable(("row",), LazyRows(reader, (n_rows,), dtype), {"row": chunk})
         for name, (reader, dtype) in readers.items()
     }
 
 
-def dense_chunk_rows(grid: Grid, row_bytes: int) -> int:
-    """Return the rows of a Dask chunk of at most 128 MiB that does not straddle stored chunks.
-
-    It is a shard where that fits, else a whole number of stored chunks that divides the shard, else a part of one.
-    """
-
-    def largest(whole: int, piece: int) -> int | None:
-        pieces = whole // piece
-        fitting = _BLOCK_BYTES // (row_bytes * piece)
-        return next((n * piece for n in range(min(pieces, fitting), 0, -1) if pieces % n == 0), None)
-
-    rows = largest(grid.shard_rows, grid.chunk_rows) or largest(grid.chunk_rows, 1) or 1
-    return min(rows, grid.rows)
-
-
 def _attributes(key: CodesKey | ActivationsKey) -> dict[str, Any]:
     return {"dataset": key.dataset, "model": key.model, "layer": key.layer, "sample_type": key.sample_type}
-
-
-# ----------------------------------------------------------------- lazy arrays
-
-
-class _Lazy(BackendArray):
-    """A reader of rows and columns as an array that xarray indexes before it reads; pickles by name."""
-
-    def __init__(self, reader: Reader, shape: tuple[int, ...], dtype: DTypeLike) -> None:
-        self._reader = reader
-        self.shape = shape
-        self.dtype = np.dtype(dtype)
-
-    def __getitem__(self, key: indexing.ExplicitIndexer) -> Any:
-        return indexing.explicit_indexing_adapter(key, self.shape, indexing.IndexingSupport.OUTER, self._read)
-
-    def _read(self, key: tuple[Any, ...]) -> Any:
-        places = [_places(part, length) for part, length in zip(key, self.shape, strict=True)]
-        block = self._reader(places[0], places[1] if len(places) > 1 else slice(0, 0))
-        return block[tuple(0 if isinstance(part, int | np.integer) else slice(None) for part in key)]
-
-
-class _UncachedVariable(xr.Variable):
-    """A variable that is read anew at each use.
-
-    Without `chunks` xarray puts every opened variable behind a cache that would keep dense blocks in memory for as
-    long as the dataset lives.
-    """
-
-    __slots__ = ()
-
-    @property
-    def data(self) -> Any:
-        return super().data
-
-    @data.setter
-    def data(self, data: Any) -> None:
-        inner = data.array if isinstance(data, indexing.MemoryCachedArray) else data
-        xr.Variable.data.fset(self, inner)  # type: ignore[attr-defined]
-
-
-def _variable(
-    dims: tuple[str, ...], lazy: _Lazy, chunks: Mapping[str, int | None], *, uncached: bool = False
-) -> xr.Variable:
-    kind = _UncachedVariable if uncached else xr.Variable
-    return kind(dims, indexing.LazilyIndexedArray(lazy), encoding={"preferred_chunks": dict(chunks)})
-
-
-@dataclass(frozen=True)
-class _DenseCodes:
-    codes: Codes
-    units: NDArray[np.int64] | None
-    memory: str | int | None
-    holes: Holes
-
-    def __call__(self, rows: Places, columns: Places) -> NDArray[Any]:
-        width = self.codes.d_sae if self.units is None else self.units.size
-        _require(_count(rows), _count(columns), self.memory, "units", "units=[...] when opening, ")
-        if self.units is not None:
-            chosen: NDArray[np.int64] | None = self.units[columns]
-        elif isinstance(columns, slice) and _count(columns) == width:
-            chosen = None
-        else:
-            chosen = np.arange(width)[columns]
-        return self.codes.dense(rows, chosen, memory=self.memory, holes=self.holes)
-
-
-@dataclass(frozen=True)
-class _DenseActivations:
-    activations: Activations
-    memory: str | int | None
-    holes: Holes
-
-    def __call__(self, rows: Places, columns: Places) -> NDArray[Any]:
-        _require(_count(rows), _count(columns), self.memory, "dimensions", ".isel(d_in=...), ")
-        out = np.full((_count(rows), _count(columns)), np.nan, dtype=np.float32)
-        group = self.activations.group
-        step = max(1, _COPY_BYTES // (self.activations.d_in * 4) // group.grid.chunk_rows) * group.grid.chunk_rows
-        for target, part in row_blocks(group, rows, step, self.holes):
-            if isinstance(part, slice):
-                out[target] = self.activations.read(part.start, part.stop)[:, columns]
-            else:
-                out[target] = self.activations.take(part)[:, columns]
-        return out
-
-
-@dataclass(frozen=True)
-class _Column:
-    """A stored array along the rows of its own group."""
-
-    group: RowGroup
-    name: str
-    holes: Holes = "error"
-
-    def __call__(self, rows: Places, columns: Places) -> NDArray[Any]:
-        if self.holes == "nan":
-            out = np.full(_count(rows), np.nan, dtype=np.float32)
-            for target, part in row_blocks(self.group, rows, self.group.grid.shard_rows, "nan"):
-                out[target] = _stored(self.group, self.name, part)
-            return out
-        found = _stored(self.group, self.name, rows)
-        return found if found.ndim == 1 else found[:, columns]
-
-
-@dataclass(frozen=True)
-class _SampleColumn:
-    """A column of the sample table, for the sample of each row."""
-
-    samples: Samples
-    positions: Positions | None
-    name: str
-
-    def __call__(self, rows: Places, columns: Places) -> NDArray[Any]:
-        if self.positions is None:
-            return _stored(self.samples.group, self.name, rows)
-        places, inverse = np.unique(self.positions.sample_of(_numbers(rows)), return_inverse=True)
-        return self.samples.group.take(self.name, places)[inverse]
-
-
-@dataclass(frozen=True)
-class _PlaceInSample:
-    """The place of each row in its sample."""
-
-    positions: Positions
-
-    def __call__(self, rows: Places, columns: Places) -> NDArray[Any]:
-        numbers = _numbers(rows)
-        return numbers - self.positions.offsets[self.positions.sample_of(numbers)]
 
 
 class _Axes:
@@ -459,9 +328,6 @@ class _Axes:
         if model not in self._positions:
             self._positions[model] = Positions.open(self.storage, model)
         return self._samples[key.dataset], self._positions[model]
-
-
-# ---------------------------------------------------------------------- small
 
 
 def _locate(url: str | os.PathLike[str], storage_options: Mapping[str, Any] | None) -> tuple[Storage, str]:
@@ -494,43 +360,6 @@ def _check_units(units: Units, d_sae: int) -> NDArray[np.int64]:
         raise InputError(f"units {units!r:.60} is not a list of unit numbers; give one such as units=[7, 12]")
     unit_lookup(chosen, d_sae)
     return chosen.astype(np.int64)
-
-
-def _require(rows: int, columns: int, memory: str | int | None, what: str, narrower: str) -> None:
-    require_memory(
-        rows * columns * 4,
-        budget=parse_memory(memory),
-        what=f"a dense block of {rows:,} rows x {columns:,} {what}",
-        remedy=f"ask for less with {narrower}.isel(row=slice(...)), or open with chunks={{}} and reduce chunk by chunk",
-    )
-
-
-def _places(key: Any, length: int) -> Places:
-    """Return an indexer as a slice of step 1, or as places."""
-    if isinstance(key, int | np.integer):
-        place = int(key) + (length if key < 0 else 0)
-        if not 0 <= place < length:
-            raise IndexError(f"index {key} is out of bounds for an axis of {length}")
-        return slice(place, place + 1)
-    if isinstance(key, slice):
-        start, stop, step = key.indices(length)
-        return slice(start, max(start, stop)) if step == 1 else np.arange(start, stop, step)
-    places = np.asarray(key, dtype=np.int64)
-    if places.size and (places.min() < -length or places.max() >= length):
-        raise IndexError(f"index {places.max()} is out of bounds for an axis of {length}")
-    return cast("NDArray[np.int64]", np.where(places < 0, places + length, places))
-
-
-def _stored(group: RowGroup, name: str, rows: Places) -> NDArray[Any]:
-    return group.read(name, rows.start, rows.stop) if isinstance(rows, slice) else group.take(name, rows)
-
-
-def _numbers(rows: Places) -> NDArray[np.int64]:
-    return np.arange(rows.start, rows.stop) if isinstance(rows, slice) else rows
-
-
-def _count(places: Places) -> int:
-    return places.stop - places.start if isinstance(places, slice) else math.prod(places.shape)
 
 
 def _drop(dataset: xr.Dataset, names: str | Iterable[str] | None) -> xr.Dataset:

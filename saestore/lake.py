@@ -29,7 +29,7 @@ from saestore.rows import RowGroup, group_exists
 from saestore.storage import Storage, open_storage, put_group, read_document
 from saestore.tables import Positions, Samples
 
-State = Literal["done", "partial"]
+State = Literal["done", "partial", "missing"]
 Key = TypeVar("Key", ActivationsKey, CodesKey)
 
 
@@ -39,7 +39,7 @@ class GroupStatus:
 
     kind : `sae`, `samples`, `positions`, `activations` or `codes`
     rows, written_rows : rows of the axis, and those in the ledger
-    state : `done`, or `partial` where rows are missing
+    state : `done`, `partial` where rows are not written, or `missing` where nothing was begun
     stored_bytes : bytes of all written shards
     note : what the user should know: quality, non-finite values, truncated rows
     """
