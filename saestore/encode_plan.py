@@ -15,8 +15,15 @@ from saestore.saes.config import SAEConfig
 TASKS_AT_ONCE = 2
 """Shards in work at a time: one computes while the other reads or writes."""
 
+_SHARD_ROWS = 262_144
+_SHARD_BYTES = 64 << 20
+_CHUNK_ROWS = 8_192
+_CHUNK_BYTES = 4 << 20
+_SHARD_FLOP = 5e13  # a killed run loses at most some minutes of work on a laptop
+
 _BLOCK_ROWS = 4_096
 _SMALLEST_BLOCK = 256
+_OVERHEAD_BYTES = 96 << 20  # fetched and not yet decoded, compiled code, heap of the allocator
 
 
 @dataclass(frozen=True)
@@ -24,6 +31,7 @@ class EncodePlan:
     """What one pair of SAE and activations will cost, made before any work.
 
     rows : rows still to encode
+    k : slots per row; None in the plan of the pass that finds the largest l0
     held : whether the encoder matrix stays in memory, or is read once per block of rows
     block_rows : rows encoded at a time
     weight_passes : times that the encoder matrix is read
@@ -34,7 +42,7 @@ class EncodePlan:
 
     key: CodesKey
     rows: int
-    k: int
+    k: int | None
     held: bool
     block_rows: int
     weight_passes: int
@@ -45,10 +53,15 @@ class EncodePlan:
     def line(self) -> str:
         """The plan in one line."""
         weights = "weights in memory" if self.held else f"weights read {self.weight_passes} times"
+        if self.k is None:
+            what = f"{self.rows:,} rows to count the active units of, k is the most in a row"
+            writes = ""
+        else:
+            what = f"{self.rows:,} rows to encode, k {self.k}"
+            writes = f"writes up to {readable_bytes(self.write_bytes)}, "
         return (
-            f"{self.key.path}: {self.rows:,} rows to encode, k {self.k}, blocks of {self.block_rows:,} rows, "
-            f"{weights}, memory up to {readable_bytes(self.peak_bytes)}, "
-            f"writes up to {readable_bytes(self.write_bytes)}, about {clock(self.seconds)}"
+            f"{self.key.path}: {what}, blocks of {self.block_rows:,} rows, {weights}, "
+            f"memory up to {readable_bytes(self.peak_bytes)}, {writes}about {clock(self.seconds)}"
         )
 
 
@@ -57,23 +70,28 @@ def plan_encode(
     config: SAEConfig,
     grid: Grid,
     *,
-    k: int,
+    k: int | None,
     rows: int,
     value_bytes: int,
     device: str,
     baseline: int,
     budget: int,
+    hold: bool = True,
 ) -> EncodePlan:
     """Choose what is held in memory and how many rows are encoded at a time.
 
     Parameters
     ----------
+    k : int or None
+        Slots per row; None plans the pass over the rows that finds the largest l0 and writes nothing.
     rows : int
         Rows still to encode.
     value_bytes : int
         Bytes of a stored value.
     baseline, budget : int
         Bytes that the process used before any SAE was loaded, and may use.
+    hold : bool
+        Whether the encoder matrix may stay in memory if it fits.
 
     Raises
     ------
@@ -85,17 +103,26 @@ def plan_encode(
 
     shard_rows = min(grid.shard_rows, grid.rows)
     index_bytes = index_dtype(config.d_sae).itemsize
-    buffers = (TASKS_AT_ONCE + 2) * shard_rows * (k * (index_bytes + 4) + 4)
+    slots = k or 1
+    tasks = min(TASKS_AT_ONCE, grid.n_shards)
+    # The arrays of a shard, and one of them compressed: its chunks, and the object they are joined to.
+    of_shard = (
+        0 if k is None else shard_rows * (k * (index_bytes + value_bytes + 2 * max(index_bytes, value_bytes)) + 4)
+    )
+    stream = min(STREAM_BYTES, config.d_sae * config.d_in * 4)
 
     def peak(block: int, *, held: bool) -> int:
         tile = plan_tile(config.d_in, config.d_sae, block, device=device)
-        weights = config.d_sae * config.d_in * 4 if held else 3 * STREAM_BYTES
-        blocks = (TASKS_AT_ONCE + 2) * block * config.d_in * 4
-        working = working_bytes(block, k, d_in=config.d_in, tile=tile, device=device)
-        return baseline + buffers + weights + blocks + working
+        # Two runs of units in memory, and one being read and widened; W_dec is streamed for the quality in any case.
+        weights = (config.d_sae * config.d_in * 4 if held else 0) + 3 * stream
+        # The rows as read, normalised and shifted, of the task that computes, and those that the other has read.
+        x = (3 + 2 * (tasks - 1)) * block * config.d_in * 4
+        sorting = tasks * block * slots * 40
+        working = working_bytes(block, slots, d_in=config.d_in, tile=tile, device=device)
+        return baseline + _OVERHEAD_BYTES + tasks * of_shard + weights + x + sorting + working
 
     block = min(_BLOCK_ROWS, shard_rows)
-    held = peak(block, held=True) <= budget
+    held = hold and peak(block, held=True) <= budget
     if not held:
         # Every pass over the weights is paid for by more rows at a time.
         block = shard_rows
@@ -116,9 +143,18 @@ def plan_encode(
         block_rows=block,
         weight_passes=1 if held else -(-rows // grid.shard_rows) * -(-shard_rows // block),
         peak_bytes=needed,
-        write_bytes=rows * (k * (index_bytes + value_bytes) + 4),
+        write_bytes=0 if k is None else rows * (k * (index_bytes + value_bytes) + 4),
         seconds=2.0 * rows * config.d_in * config.d_sae / _flops(config.d_in, device),
     )
+
+
+def plan_grid(rows: int, k: int, config: SAEConfig, value_bytes: int) -> Grid:
+    """Cut the rows of codes into shards of bounded bytes and bounded work, and chunks of bounded bytes."""
+    row_bytes = k * max(index_dtype(config.d_sae).itemsize, value_bytes)
+    chunk = max(1, min(_CHUNK_ROWS, _CHUNK_BYTES // row_bytes))
+    affordable = int(_SHARD_FLOP / (2 * config.d_in * config.d_sae))
+    shard = min(_SHARD_ROWS, _SHARD_BYTES // row_bytes, max(_CHUNK_ROWS // 2, affordable))
+    return Grid.plan(rows, shard_rows=max(1, shard), chunk_rows=chunk)
 
 
 @functools.cache

@@ -23,6 +23,11 @@ if TYPE_CHECKING:
 
 STREAM_BYTES = 64 << 20
 
+# A product of 1 to 3 rows, or of a few units, is made by other instructions and differs in its last bits. With whole
+# groups of rows, and runs of whole tiles, codes depend neither on the block of rows nor on how weights are read.
+_ROW_GROUP = 16
+_UNIT_GROUP = 1024
+
 
 class Encoder:
     """Encode and decode rows with one SAE.
@@ -74,7 +79,11 @@ class Encoder:
         rows, _ = normalize(torch.from_numpy(x), self.config.normalization)
         if self.config.apply_b_dec_to_input:
             rows = rows - self._b_dec
-        return encode_rows(rows, self._tiles(len(x)), self._rule, k, device=self.device)
+        padding = -len(x) % _ROW_GROUP
+        if padding:
+            rows = torch.cat([rows, rows.new_zeros((padding, rows.shape[1]))])
+        codes = encode_rows(rows, self._tiles(len(rows)), self._rule, k, device=self.device)
+        return codes if not padding else TopK(*(part[: len(x)] for part in (codes.indices, codes.values, codes.l0)))
 
     def reconstruct(self, x: NDArray[np.float32], codes: TopK) -> NDArray[np.float32]:
         """Return the SAE's reconstruction of rows from their codes, (n, d_in) float32.
@@ -125,7 +134,7 @@ class Encoder:
 def _stream(weights: SAEWeights, name: MatrixName) -> Iterator[tuple[slice, NDArray[np.float32]]]:
     """Yield runs of units of bounded size, reading one ahead."""
     config = weights.config
-    step = max(1, STREAM_BYTES // (4 * config.d_in))
+    step = max(1, STREAM_BYTES // (4 * config.d_in * _UNIT_GROUP)) * _UNIT_GROUP
     runs = [slice(first, min(first + step, config.d_sae)) for first in range(0, config.d_sae, step)]
     with ThreadPoolExecutor(1) as reader:
         ahead = reader.submit(weights.rows, name, runs[0])

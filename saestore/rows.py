@@ -393,7 +393,8 @@ class RowGroup:
         if rows.size == 0:
             return self.read(name, 0, 0)
         if rows.min() < 0 or rows.max() >= self.grid.rows:
-            raise InputError(f"{self.path} has {self.grid.rows} {self.axis}s; row {rows.max()} was asked for")
+            wrong = rows[(rows < 0) | (rows >= self.grid.rows)][0]
+            raise InputError(f"{self.path} has {self.grid.rows} {self.axis}s; number {wrong} was asked for")
         unique, inverse = np.unique(rows, return_inverse=True)
         runs = list(_runs(unique, self.grid.chunk_rows, self._chunks_per_read(name)))
         with ThreadPoolExecutor(min(_CONCURRENT_READS, len(runs))) as pool:

@@ -1,0 +1,312 @@
+"""What the rows of an imported file belong to: the samples, and for tokens and patches the position axis."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from saestore import provenance
+from saestore.errors import ConflictError, DependencyError, InputError, MissingError
+from saestore.formats.activations import local_path, sniff
+from saestore.layout import POSITION_TYPES, ActivationsKey, samples_path
+from saestore.rows import group_exists
+from saestore.samples import SampleTable
+from saestore.storage import Storage
+from saestore.tables import Positions, Samples, write_positions, write_samples
+
+Offsets = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class StoredAxis:
+    """The axis that imported rows lie on, as it is in the lake.
+
+    samples : digest of the sample table
+    positions : digest of the position axis; None where a row is a sample
+    n_samples : number of samples
+    """
+
+    samples: str
+    positions: str | None
+    n_samples: int
+
+
+@dataclass(frozen=True)
+class AxisPlan:
+    """An axis that fits the rows and what the lake holds; `store` writes what is not there yet.
+
+    table : the samples to store; None where the stored table is used
+    offsets : (n_samples + 1,) int64; None where a row is a sample
+    """
+
+    storage: Storage
+    key: ActivationsKey
+    table: SampleTable | None
+    is_placeholder: bool
+    offsets: Offsets | None
+
+    def store(self, say: Callable[[str], None]) -> StoredAxis:
+        """Write the samples and the positions, or open them where they are stored.
+
+        Raises
+        ------
+        ConflictError
+            The dataset holds other samples.
+        HoleError
+            The stored position axis is of another writer, which did not finish it.
+        """
+        if self.table is None:
+            samples = Samples.open(self.storage, self.key.dataset)
+        else:
+            samples = write_samples(self.storage, self.key.dataset, self.table)
+            if self.is_placeholder:
+                say(
+                    f"dataset {self.key.dataset!r} was not in the lake: it now has {len(samples):,} samples without "
+                    f"{samples.kind}s, split or labels; give a table of samples to have them"
+                )
+        if self.offsets is None:
+            return StoredAxis(samples.digest, None, len(samples))
+        hashed = hashlib.sha256(f"imported positions 1\n{samples.digest}\n".encode())
+        hashed.update(self.offsets.astype("<i8").tobytes())
+        positions = _stored_positions(self.storage, self.key)
+        if positions is not None and positions.digest != hashed.hexdigest():
+            positions.group.check_present(0, positions.group.grid.rows)
+            return StoredAxis(samples.digest, positions.digest, len(samples))
+        if positions is None:
+            say(
+                f"{self.key.model_key.path}: which positions are special tokens is not known of imported rows, so "
+                "analyses use them all"
+            )
+        positions = write_positions(
+            self.storage,
+            self.key.model_key,
+            offsets=self.offsets,
+            arrays={"special": np.zeros(int(self.offsets[-1]), dtype=bool)},
+            digest=hashed.hexdigest(),
+            attributes={
+                "samples": samples.digest,
+                "content": samples.kind,
+                "model_id": self.key.model,
+                "revision": None,
+                "source_revision": None,
+                "max_length": None,
+                "truncated": 0,
+                "special_known": False,
+                "provenance": provenance.stamp(),
+            },
+        )
+        return StoredAxis(samples.digest, positions.digest, len(samples))
+
+
+def plan_axis(
+    storage: Storage,
+    key: ActivationsKey,
+    *,
+    source: Path,
+    n_rows: int,
+    own_per_sample: int | None,
+    per_sample: int | None,
+    offsets: NDArray[Any] | str | Path | None,
+    samples: SampleTable | None,
+) -> AxisPlan:
+    """Find the axis that the rows of a file lie on; nothing is written.
+
+    Parameters
+    ----------
+    source : Path
+        The file, for messages.
+    n_rows : int
+        Its rows.
+    own_per_sample : int, optional
+        Positions of each sample as the file's own third axis says.
+    per_sample, offsets, samples
+        As the caller of the import gave them.
+
+    Raises
+    ------
+    InputError
+        The rows do not make the samples.
+    ConflictError
+        The model has another position axis over the dataset.
+    MissingError, IntegrityError
+        The file of the offsets does not exist, or is damaged.
+    """
+    stored = _stored_samples(storage, key.dataset)
+    known = stored if samples is None else samples
+    n_known = None if known is None else len(known)
+    edges: Offsets | None = None
+    if key.sample_type in POSITION_TYPES:
+        edges = _edges(storage, key, source, n_rows, own_per_sample, per_sample, offsets, n_known)
+        n_found, how = len(edges) - 1, f"{n_rows:,} rows of {len(edges) - 1:,} samples"
+    else:
+        _refuse_positions(key.sample_type, source, n_rows, own_per_sample, per_sample, offsets)
+        n_found, how = n_rows, f"{n_rows:,} rows, one for each sample of kind {key.sample_type}"
+    if n_known is not None and n_found != n_known:
+        whose = f"dataset {key.dataset!r} has" if samples is None else "the table of samples has"
+        raise InputError(
+            f"{source} holds {how}, {whose} {n_known:,} samples; give the samples that the file was made from, or "
+            "another dataset name"
+        )
+    table, is_placeholder = samples, False
+    if samples is None and (stored is None or not stored.group.is_complete):
+        # An unfinished table is the placeholder of a killed import, or a conflict that writing it reports.
+        table, is_placeholder = _placeholder(n_found, key.sample_type), True
+    return AxisPlan(storage, key, table, is_placeholder, edges)
+
+
+def _placeholder(n: int, sample_type: str) -> SampleTable:
+    """Samples of which only the number is known: ids 0, 1, ..., and no contents; patches are of images."""
+    return SampleTable(
+        ids=[str(place) for place in range(n)],
+        kind="image" if sample_type == "patch" else "text",
+        contents=("",) * n,
+    )
+
+
+def _edges(
+    storage: Storage,
+    key: ActivationsKey,
+    source: Path,
+    n_rows: int,
+    own: int | None,
+    per_sample: int | None,
+    offsets: NDArray[Any] | str | Path | None,
+    n_known: int | None,
+) -> Offsets:
+    """Return the first row of each sample and the number of rows, from what was given, the file or the lake."""
+    if own is not None and (offsets is not None or per_sample not in (None, own)):
+        raise InputError(
+            f"{source} has {own} positions for each sample itself (it is 3-D); leave per_sample and offsets out"
+        )
+    if offsets is not None and per_sample is not None:
+        raise InputError(f"per_sample {per_sample} and offsets were both given for {source}; give one of them")
+    stored = _stored_positions(storage, key)
+    each = per_sample if own is None else own
+    if offsets is not None:
+        edges = _checked(_read_offsets(offsets), source, n_rows)
+    elif each is not None:
+        edges = _uniform(source, n_rows, each, n_known)
+    elif stored is not None:
+        edges = stored.offsets
+        if edges[-1] != n_rows:
+            raise InputError(
+                f"{source} holds {n_rows:,} rows, the position axis of {key.model_key.path} has {edges[-1]:,}; give "
+                "the file of the same texts and tokenizer, or another model name with per_sample or offsets"
+            )
+        return edges
+    else:
+        fits = n_known is not None and n_rows % n_known == 0
+        hint = f" (per_sample {n_rows // n_known} would fit {n_known} samples)" if fits and n_known else ""
+        raise InputError(
+            f"{source} holds {n_rows:,} rows of {key.sample_type}s, and which sample each belongs to is not known; "
+            f"give per_sample where all samples have the same number, else offsets{hint}"
+        )
+    if stored is not None and not np.array_equal(stored.offsets, edges):
+        raise ConflictError(
+            f"{key.model_key.positions_path} in {storage.url} has {len(stored.offsets) - 1:,} samples of "
+            f"{stored.offsets[-1]:,} positions cut in another way than the {len(edges) - 1:,} samples of {n_rows:,} "
+            f"rows of {source}; leave per_sample and offsets out to use that axis, or give another model name"
+        )
+    return edges
+
+
+def _uniform(source: Path, n_rows: int, each: int, n_known: int | None) -> Offsets:
+    if each < 1:
+        raise InputError(f"per_sample is {each}; expected 1 or more")
+    if n_known is not None and n_known * each != n_rows:
+        raise InputError(
+            f"{source} holds {n_rows:,} rows, {n_known:,} samples of {each} positions make {n_known * each:,}; check "
+            "per_sample, or give the samples that the file was made from"
+        )
+    if n_rows % each:
+        raise InputError(f"{source} holds {n_rows:,} rows, which are not whole samples of {each}; check per_sample")
+    return np.arange(n_rows // each + 1, dtype=np.int64) * each
+
+
+def _refuse_positions(
+    sample_type: str,
+    source: Path,
+    n_rows: int,
+    own: int | None,
+    per_sample: int | None,
+    offsets: NDArray[Any] | str | Path | None,
+) -> None:
+    """Refuse positions where a row is a sample."""
+    if per_sample is not None or offsets is not None:
+        raise InputError(
+            f"per_sample and offsets are of positions, and a row of sample type {sample_type} is a whole sample; "
+            "leave them out, or choose token or patch"
+        )
+    if own is not None and own != 1:
+        raise InputError(
+            f"{source} has {own} positions for each of {n_rows // own:,} samples (it is 3-D), and sample type "
+            f"{sample_type} has one row for each; choose token or patch"
+        )
+
+
+def _checked(edges: NDArray[Any], source: Path, n_rows: int) -> Offsets:
+    if edges.ndim != 1 or edges.size < 2 or edges.dtype.kind not in "iu":
+        raise InputError(
+            f"offsets of shape {edges.shape} and type {edges.dtype} were given; expected (n_samples + 1,) whole numbers"
+        )
+    edges = edges.astype(np.int64)
+    if edges[0] != 0 or (np.diff(edges) < 0).any():
+        raise InputError(
+            "offsets do not rise from 0; expected the first row of each sample, and the number of rows at the end"
+        )
+    if edges[-1] != n_rows:
+        raise InputError(
+            f"{source} holds {n_rows:,} rows, the offsets end at {edges[-1]:,}; give the offsets of the same file"
+        )
+    return edges
+
+
+def _read_offsets(offsets: NDArray[Any] | str | Path) -> NDArray[Any]:
+    """Return offsets that were given as an array or as a `.npy` or `.pt` file of one."""
+    if not isinstance(offsets, str | Path):
+        return np.asarray(offsets)
+    path = local_path(offsets)
+    if not path.is_file():
+        raise MissingError(f"there is no file {path} of offsets; check the path")
+    kind = sniff(path)
+    if kind == "npy":
+        try:
+            return np.asarray(np.load(path, allow_pickle=False))
+        except ValueError as error:
+            raise InputError(f"the offsets {path} cannot be read ({error}); save them with numpy.save") from None
+    if kind == "pt":
+        return _read_pt_offsets(path)
+    raise InputError(f"the offsets {path} are a {kind} file; save them with numpy.save or torch.save")
+
+
+def _read_pt_offsets(path: Path) -> NDArray[Any]:
+    from pickle import UnpicklingError
+
+    try:
+        import torch
+    except ImportError:
+        raise DependencyError(f"reading {path} needs torch; install saestore[torch]") from None
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (UnpicklingError, RuntimeError, EOFError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
+        raise InputError(f"the offsets {path} cannot be read ({reason}); save one tensor with torch.save") from None
+    if not isinstance(content, torch.Tensor):
+        raise InputError(f"the offsets {path} hold a {type(content).__name__}; expected one tensor of whole numbers")
+    values: NDArray[Any] = content.numpy()
+    return values
+
+
+def _stored_samples(storage: Storage, dataset: str) -> Samples | None:
+    return Samples.open(storage, dataset) if group_exists(storage, samples_path(dataset)) else None
+
+
+def _stored_positions(storage: Storage, key: ActivationsKey) -> Positions | None:
+    model = key.model_key
+    return Positions.open(storage, model) if group_exists(storage, model.positions_path) else None
