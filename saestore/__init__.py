@@ -1,1 +1,121 @@
-"""A lake of model activations and sparse-autoencoder codes."""
+"""A lake of model activations and sparse-autoencoder codes.
+
+Everything here is imported when it is first used: `import saestore` loads nothing heavy and touches no network.
+
+Examples
+--------
+>>> import saestore
+>>> lake = saestore.init("memory://tour")
+>>> lake.datasets()
+[]
+"""
+
+import importlib
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from saestore import errors as errors
+    from saestore.codes import Codes as Codes
+    from saestore.formats.importer import import_activations as import_activations
+    from saestore.formats.importer import import_codes as import_codes
+    from saestore.lake import Lake as Lake
+    from saestore.recipes import run as run
+    from saestore.samples import SampleTable as SampleTable
+    from saestore.samples import read_samples as read_samples
+    from saestore.verbs import catalog as catalog
+    from saestore.verbs import dense as dense
+    from saestore.verbs import encode as encode
+    from saestore.verbs import extract as extract
+    from saestore.verbs import import_ as import_
+    from saestore.verbs import init as init
+    from saestore.verbs import sae_import as sae_import
+    from saestore.verbs import sae_list as sae_list
+    from saestore.verbs import sae_train as sae_train
+    from saestore.verbs import show as show
+    from saestore.verbs import status as status
+    from saestore.verbs.names import open_lake as open
+
+    __version__: str
+
+_HOMES = {
+    "Codes": "saestore.codes",
+    "Lake": "saestore.lake",
+    "SampleTable": "saestore.samples",
+    "import_": "saestore.verbs",
+    "import_activations": "saestore.formats.importer",
+    "import_codes": "saestore.formats.importer",
+    "init": "saestore.verbs",
+    "open": "saestore.verbs.names",
+    "read_samples": "saestore.samples",
+    "run": "saestore.recipes",
+    "sae_import": "saestore.verbs",
+    "sae_list": "saestore.verbs",
+    "sae_train": "saestore.verbs",
+    "show": "saestore.verbs",
+    "status": "saestore.verbs",
+}
+_VERBS_NAMED_LIKE_MODULES = ("catalog", "dense", "encode", "extract")
+_OWN_NAMES = {"open": "open_lake"}
+
+__all__ = [
+    "Codes",
+    "Lake",
+    "SampleTable",
+    "__version__",
+    "catalog",
+    "dense",
+    "encode",
+    "errors",
+    "extract",
+    "import_",
+    "import_activations",
+    "import_codes",
+    "init",
+    "open",
+    "read_samples",
+    "run",
+    "sae_import",
+    "sae_list",
+    "sae_train",
+    "show",
+    "status",
+]
+
+
+class _ModuleAndVerb(ModuleType):
+    """A module such as `saestore.encode` that is also the verb of its name: `saestore.encode(lake, ...)`.
+
+    Python binds a submodule to its package when it is imported, which would hide a function of the same name.
+    """
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        """Do what the verb does; see the function of this name in `saestore.verbs`."""
+        return getattr(importlib.import_module("saestore.verbs"), self.__name__.rpartition(".")[2])(*args, **options)
+
+
+class _Package(ModuleType):
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _VERBS_NAMED_LIKE_MODULES and isinstance(value, ModuleType):
+            value.__class__ = _ModuleAndVerb
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), _OWN_NAMES.get(name, name))
+    if name in _VERBS_NAMED_LIKE_MODULES or name == "errors":
+        return importlib.import_module(f"saestore.{name}")
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("saestore")
+    raise AttributeError(f"module 'saestore' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,4 +1,4 @@
-"""Progress of long work on stderr: a bar on a terminal, a line every ten seconds elsewhere."""
+"""Progress of long work on stderr: a bar on a terminal, elsewhere a line after two seconds and every ten."""
 
 from __future__ import annotations
 
@@ -36,7 +36,8 @@ class Progress:
         self.label, self.total, self.unit = label, total, unit
         self._quiet = quiet
         self._done = 0
-        self._begun = self._said = time.monotonic()
+        self._begun = time.monotonic()
+        self._said: float | None = None
         self._lock = threading.Lock()
         self._bar: Any = None
         self._task: Any = None
@@ -47,7 +48,7 @@ class Progress:
         return self._done
 
     def __enter__(self) -> Self:
-        self._begun = self._said = time.monotonic()
+        self._begun = time.monotonic()
         return self
 
     def __exit__(
@@ -55,7 +56,7 @@ class Progress:
     ) -> None:
         if self._bar is not None:
             self._bar.stop()
-        elif not self._quiet and self._said > self._begun and error is None:
+        elif self._said is not None and error is None:
             print(self.line(), file=sys.stderr, flush=True)
 
     def advance(self, count: int) -> None:
@@ -67,7 +68,7 @@ class Progress:
                 return
             if sys.stderr.isatty():
                 self._show_bar()
-            elif now - self._said >= _LINE_SECONDS:
+            elif self._said is None or now - self._said >= _LINE_SECONDS:
                 self._said = now
                 print(self.line(), file=sys.stderr, flush=True)
 

@@ -461,7 +461,7 @@ def _difference(storage: Storage, path: str, stored: Mapping[str, Any], plan: Ma
     )
     return (
         f"{path} in {storage.url} exists and was made differently ({changes or 'other array types'}); "
-        "store the new one under another name, or remove the old one first"
+        f"store the new one under another name, or delete {path} first"
     )
 
 

@@ -39,6 +39,13 @@ def load_once(key: Hashable, load: Callable[[], T], *, keep: int = 1) -> T:
         return value
 
 
+def release(kind: str) -> None:
+    """Drop what this process has loaded of a kind, so that later work finds the memory free."""
+    with _loading:
+        for key in [key for key in _loaded if isinstance(key, tuple) and key[0] == kind]:
+            del _loaded[key]
+
+
 def device_lock(device: str) -> threading.Lock:
     """Return the process's lock of a device: tasks take turns to compute, and read and write meanwhile."""
     with _loading:

@@ -7,11 +7,13 @@ names and numbers travel.
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
 
-from saestore.progress import Progress
 from saestore.errors import DependencyError, InputError
+from saestore.progress import Progress
 
 _WINDOW_PER_WORKER = 4
 
@@ -51,8 +53,10 @@ def run_tasks(
     """
     if not tasks:
         return
-    client = _client(scheduler)
-    with Progress(label, total=sum(task.size for task in tasks), unit=unit, quiet=quiet) as progress:
+    with (
+        _client(scheduler) as client,
+        Progress(label, total=sum(task.size for task in tasks), unit=unit, quiet=quiet) as progress,
+    ):
         if client is None:
             _run_threads(tasks, progress.advance, threads)
         else:
@@ -60,12 +64,34 @@ def run_tasks(
                 progress.advance(done)
 
 
+def uses_cluster(scheduler: str | None) -> bool:
+    """Whether `run_tasks` would run on a cluster, where work is worth cutting into many tasks."""
+    return scheduler is not None or _active_client() is not None
+
+
+class _StoppedError(Exception):
+    """Another task failed, or the user pressed Ctrl-C: this one ends at its next block."""
+
+
 def _run_threads(tasks: Sequence[ShardTask], advance: Callable[[int], None], threads: int) -> None:
     from dask.base import compute
     from dask.delayed import delayed
 
-    work = [delayed(_do, pure=False, traverse=False)(task, advance) for task in tasks]
-    compute(*work, scheduler="threads", num_workers=max(1, min(threads, len(tasks))))
+    stop = threading.Event()
+
+    def step(count: int) -> None:
+        if stop.is_set():
+            raise _StoppedError
+        advance(count)
+
+    work = [delayed(_do, pure=False, traverse=False)(task, step) for task in tasks]
+    try:
+        compute(*work, scheduler="threads", num_workers=max(1, min(threads, len(tasks))))
+    except BaseException:
+        # Threads cannot be killed, and Python waits for them before it ends: without this a Ctrl-C would take as long
+        # as the shards in work.
+        stop.set()
+        raise
 
 
 def _run_cluster(client: Any, tasks: Sequence[ShardTask]) -> Iterator[int]:
@@ -94,23 +120,32 @@ def _silent(count: int) -> None:
     """Progress of a task on a cluster is counted when it ends."""
 
 
-def _client(scheduler: str | None) -> Any:
-    if scheduler is not None:
-        try:
-            from distributed import Client
-        except ImportError:
-            raise DependencyError(
-                f"--scheduler {scheduler} needs dask.distributed; install it with: pip install 'saestore[cluster]'"
-            ) from None
-        try:
-            return Client(scheduler, timeout="10s")
-        except (OSError, ValueError) as error:
-            raise InputError(f"no Dask scheduler answers at {scheduler} ({error}); check the address") from None
-    if "distributed" in sys.modules:
-        from distributed import default_client
+@contextmanager
+def _client(scheduler: str | None) -> Iterator[Any]:
+    """Give the client of the scheduler at an address, closed afterwards, or the active one, or None."""
+    if scheduler is None:
+        yield _active_client()
+        return
+    try:
+        from distributed import Client
+    except ImportError:
+        raise DependencyError(
+            f"--scheduler {scheduler} needs dask.distributed; install it with: pip install 'saestore[cluster]'"
+        ) from None
+    try:
+        client = Client(scheduler, timeout="10s", set_as_default=False)
+    except (OSError, ValueError) as error:
+        raise InputError(f"no Dask scheduler answers at {scheduler} ({error}); check the address") from None
+    with client:
+        yield client
 
-        try:
-            return default_client()
-        except ValueError:
-            return None
-    return None
+
+def _active_client() -> Any:
+    if "distributed" not in sys.modules:
+        return None
+    from distributed import default_client
+
+    try:
+        return default_client()
+    except ValueError:
+        return None

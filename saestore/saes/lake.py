@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from saestore.activations import to_float32
-from saestore.progress import Progress
-from saestore.errors import MissingError
+from saestore.errors import ConflictError, MissingError
 from saestore.layout import sae_path
+from saestore.progress import Progress
 from saestore.rows import ArraySpec, Grid, RowGroup
 from saestore.saes.config import SAEConfig
 from saestore.saes.weights import VECTORS, FloatArray, MatrixName, SAEWeights
@@ -82,7 +82,8 @@ def open_lake_sae(storage: Storage, name: str) -> LakeWeights:
         group = RowGroup.open(storage, sae_path(name))
     except MissingError:
         raise MissingError(
-            f"the lake {storage.url} has no SAE {name!r}; import it with: saestore sae import SOURCE --name '{name}'"
+            f"the lake {storage.url} has no SAE {name!r}; "
+            f"import it with: saestore sae import LAKE SOURCE --name '{name}'"
         ) from None
     group.check_present(0, group.grid.rows)
     return LakeWeights(group)
@@ -104,7 +105,7 @@ def write_sae(
     Raises
     ------
     ConflictError
-        An SAE with other weights has that name.
+        An SAE with other weights, or of another hook or model, has that name.
     """
     config = weights.config
     vectors: dict[str, NDArray[Any]] = {vector: weights.vector(vector) for vector in VECTORS[config.architecture]}
@@ -134,6 +135,7 @@ def write_sae(
         whole={"b_dec": (b_dec, ("d_in",))},
         attributes={"config": dataclasses.asdict(config), "provenance": dict(provenance or {})},
     )
+    _check_place(name, SAEConfig.from_dict(group.attributes["config"]), config)
     missing = group.missing_shards()
     with Progress(f"import SAE {name}", total=len(missing) * group.grid.shard_rows, unit="units", quiet=quiet) as bar:
         for shard in missing:
@@ -144,6 +146,17 @@ def write_sae(
             group.write_shard(shard, {**tile, **{vector: values[units] for vector, values in vectors.items()}})
             bar.advance(group.grid.shard_rows)
     return LakeWeights(group)
+
+
+def _check_place(name: str, stored: SAEConfig, given: SAEConfig) -> None:
+    """Refuse to take equal weights for the same SAE where they are said to belong elsewhere."""
+    for place in ("hook_name", "hook_head_index", "model_name"):
+        old, new = getattr(stored, place), getattr(given, place)
+        if old != new:
+            raise ConflictError(
+                f"SAE {name!r} is stored with {place} {old!r} and was given with {new!r}; "
+                "import it under another name, or as it was"
+            )
 
 
 def _stored(rows: FloatArray, dtype: str) -> NDArray[Any]:

@@ -5,11 +5,12 @@ SAELens and torch are imported when `train` is called.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +39,7 @@ def train(
     hook_name: str | None = None,
     model_name: str | None = None,
     progress: Callable[[int, int], None] | None = None,
+    record: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Path:
     """Train a Top-K SAE and save it as a SAELens folder.
 
@@ -62,6 +64,8 @@ def train(
         Recorded in the SAE's metadata.
     progress : callable, optional
         Called with the rows seen and the rows to see after every step.
+    record : mapping of str to mapping, optional
+        JSON documents by file name, written beside ``cfg.json`` before the folder appears.
 
     Returns
     -------
@@ -88,7 +92,7 @@ def train(
     Gao et al. 2024, Scaling and evaluating sparse autoencoders; ``SAETrainer`` of SAELens 6.54, driven step by step.
     """
     out = Path(out)
-    _check(d_sae=d_sae, k=k, samples=samples, batch_size=batch_size, lr=lr)
+    check_training(d_sae=d_sae, k=k, samples=samples, batch_size=batch_size, lr=lr)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConflictError(f"{out} exists and is not empty; give another folder, or remove it to train again")
     blocks = activations if callable(activations) else _epochs_of(activations, batch_size)
@@ -129,10 +133,17 @@ def train(
                 progress(step * batch_size, steps * batch_size)
         trainer.set_final_sae_metadata()
         sae.fold_activation_norm_scaling_factor(scale)
-    return _save(sae.save_inference_model, out)
+    return _save(sae.save_inference_model, out, record or {})
 
 
-def _check(*, d_sae: int, k: int, samples: int, batch_size: int, lr: float) -> None:
+def check_training(*, d_sae: int, k: int, samples: int, batch_size: int, lr: float) -> None:
+    """Refuse numbers that no training can use.
+
+    Raises
+    ------
+    InputError
+        A number is not positive, or k is larger than d_sae.
+    """
     for name, value in {"d_sae": d_sae, "k": k, "samples": samples, "batch_size": batch_size}.items():
         if value < 1:
             raise InputError(f"{name}={value} is not usable; expected a whole number of at least 1")
@@ -198,13 +209,15 @@ def _scaled_batches(blocks: Batches, batch_size: int, d_in: int, seed: int, scal
         epoch += 1
 
 
-def _save(save: Callable[[Path], object], out: Path) -> Path:
+def _save(save: Callable[[Path], object], out: Path, record: Mapping[str, Mapping[str, Any]]) -> Path:
     """Write beside `out` and rename, so that a folder with this name is always whole."""
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
         try:
             save(partial)
+            for name, document in record.items():
+                (partial / name).write_text(json.dumps(document, indent=1, sort_keys=True) + "\n", encoding="utf-8")
             for file in partial.iterdir():
                 with open(file, "rb") as written:
                     os.fsync(written.fileno())

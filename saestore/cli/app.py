@@ -1,0 +1,59 @@
+"""The commands of saestore, put together: every verb with its options."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Annotated
+
+import typer
+
+from saestore.cli import making, reading, running, saes
+
+app = typer.Typer(
+    name="saestore",
+    help="A lake of model activations and sparse-autoencoder codes.",
+    epilog="Options that may stand anywhere: --debug (show tracebacks), --catalog FILE (one more catalog). "
+    "Example: saestore run pipelines/quickstart.yaml",
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+sae_app = typer.Typer(name="sae", help="Import, list and train SAEs.", rich_markup_mode=None)
+COMMANDS: Mapping[str, Callable[..., None]] = {
+    "init": making.init,
+    "catalog": reading.catalog,
+    "extract": making.extract,
+    "import": making.import_,
+    "encode": making.encode,
+    "status": reading.status,
+    "show": reading.show,
+    "dense": reading.dense,
+    "run": running.run,
+}
+SAE_COMMANDS: Mapping[str, Callable[..., None]] = {
+    "import": saes.sae_import,
+    "list": saes.sae_list,
+    "train": saes.sae_train,
+}
+for name, command in COMMANDS.items():
+    app.command(name)(command)
+for name, command in SAE_COMMANDS.items():
+    sae_app.command(name)(command)
+app.add_typer(sae_app)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        import saestore
+
+        typer.echo(f"saestore {saestore.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """A lake of model activations and sparse-autoencoder codes."""

@@ -1,0 +1,208 @@
+"""Commands that write a lake: init, extract, import, encode."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from saestore import verbs
+from saestore.cli.options import (
+    Datasets,
+    Device,
+    DryRun,
+    Json,
+    LakeArgument,
+    Memory,
+    Quiet,
+    SampleTypes,
+    Scheduler,
+    StoredModel,
+    perform,
+    say_on_stderr,
+)
+
+
+def init(lake: LakeArgument, json: Json = False) -> None:
+    """Make an empty lake; one that is there is left as it is.
+
+    \b
+    Examples:
+      saestore init demo/lake
+      saestore init s3://bucket/lake
+    """
+    perform("init", lambda: verbs.init(lake), {}, json=json)
+
+
+def extract(
+    lake: LakeArgument,
+    datasets: Annotated[
+        list[str], typer.Option(metavar="NAME...", help="Catalog names, table files or folders of images.")
+    ],
+    model: Annotated[str, typer.Option(metavar="MODEL", help="A catalog name, a folder, or a hub id org/name.")],
+    layers: Annotated[list[str], typer.Option(metavar="LAYER...", help="Such as 3 5, or layer_3.mlp_out.")],
+    sample_type: SampleTypes = None,
+    dtype: Annotated[str, typer.Option(metavar="DTYPE", help="Stored as float16, bfloat16 or float32.")] = "float16",
+    limit: Annotated[int | None, typer.Option(help="Only the first samples of each dataset.")] = None,
+    name: Annotated[str | None, typer.Option(help="The dataset's name in the lake, if there is one.")] = None,
+    text: Annotated[str | None, typer.Option(metavar="COLUMN", help="Of a file: the texts.")] = None,
+    image: Annotated[str | None, typer.Option(metavar="COLUMN", help="Of a file: paths of images.")] = None,
+    text_path: Annotated[str | None, typer.Option(metavar="COLUMN", help="Of a file: paths of texts.")] = None,
+    id: Annotated[str | None, typer.Option(metavar="COLUMN", help="Of a file: sample ids.")] = None,
+    split: Annotated[str | None, typer.Option(metavar="COLUMN", help="Of a file: train, cal or test.")] = None,
+    labels: Annotated[
+        list[str] | None, typer.Option(metavar="COLUMN...", help="Of a file: labels; * and ? match several.")
+    ] = None,
+    root: Annotated[Path | None, typer.Option(help="The folder that paths in a file start from.")] = None,
+    max_length: Annotated[int | None, typer.Option(help="Most tokens of a text.")] = None,
+    device: Device = "auto",
+    model_dtype: Annotated[str, typer.Option(metavar="DTYPE", help="The model runs in this.")] = "float32",
+    scheduler: Scheduler = None,
+    dry_run: DryRun = False,
+    quiet: Quiet = False,
+    json: Json = False,
+) -> None:
+    """Run a model over texts or images and store activations of several layers from one pass.
+
+    \b
+    Examples:
+      saestore extract demo/lake --datasets sae-probes/5_hist_fig_ismale --model MiniLM --layers 2 4
+      saestore extract demo/lake --datasets reviews.csv --text body --labels stars --model MiniLM \\
+          --layers 4 --sample-type token mean --limit 1000
+    """
+    perform(
+        "extract",
+        lambda: verbs.extract(
+            lake,
+            datasets,
+            model=model,
+            layers=layers,
+            sample_type=sample_type,
+            dtype=dtype,
+            limit=limit,
+            name=name,
+            text=text,
+            image=image,
+            text_path=text_path,
+            id=id,
+            split=split,
+            labels=labels or None,
+            root=root,
+            max_length=max_length,
+            device=device,
+            model_dtype=model_dtype,
+            scheduler=scheduler,
+            dry_run=dry_run,
+            quiet=quiet,
+            say=say_on_stderr(quiet),
+        ),
+        {"dry_run": dry_run},
+        json=json,
+    )
+
+
+def import_(
+    lake: LakeArgument,
+    path: Annotated[str, typer.Argument(metavar="PATH", help="A .pt, .npy, .npz or safetensors file, or a folder.")],
+    dataset: Annotated[str, typer.Option(metavar="NAME", help="The dataset that the rows belong to.")],
+    model: Annotated[str, typer.Option(metavar="NAME", help="The model that made them.")],
+    layer: Annotated[str, typer.Option(metavar="LAYER", help="Such as 22 or layer_22.mlp_out.")],
+    sample_type: Annotated[str, typer.Option(metavar="TYPE", help="token, patch, cls, mean, max or last.")],
+    sae: Annotated[str | None, typer.Option(metavar="NAME", help="The file holds codes of this SAE.")] = None,
+    d_sae: Annotated[int | None, typer.Option(help="Its number of units, if the file does not say.")] = None,
+    key: Annotated[str | None, typer.Option(help="Which array of a file that holds several.")] = None,
+    per_sample: Annotated[int | None, typer.Option(help="Rows of each sample, if all have as many.")] = None,
+    offsets: Annotated[
+        str | None, typer.Option(metavar="FILE", help="A .npy with the first row of each sample, and the end.")
+    ] = None,
+    samples: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The samples: a catalog name, a table or a folder.")
+    ] = None,
+    hook_name: Annotated[str | None, typer.Option(help="SAELens' name of the hook point.")] = None,
+    dtype: Annotated[str | None, typer.Option(metavar="DTYPE", help="Stored as this; default the file's.")] = None,
+    quiet: Quiet = False,
+    json: Json = False,
+) -> None:
+    """Store activations, or codes, that other tools wrote to files.
+
+    \b
+    Examples:
+      saestore import lake clevr_layer22.pt --dataset CLEVR --model clip --layer 22 \\
+          --sample-type patch --per-sample 256
+      saestore import lake codes.pt --sae clip-scope-22 --dataset CLEVR --model clip --layer 22 \\
+          --sample-type patch --per-sample 256
+    """
+    perform(
+        "import",
+        lambda: verbs.import_(
+            lake,
+            path,
+            dataset=dataset,
+            model=model,
+            layer=layer,
+            sample_type=sample_type,
+            sae=sae,
+            d_sae=d_sae,
+            key=key,
+            per_sample=per_sample,
+            offsets=offsets,
+            samples=samples,
+            hook_name=hook_name,
+            dtype=dtype,
+            quiet=quiet,
+            say=say_on_stderr(quiet),
+        ),
+        {},
+        json=json,
+    )
+
+
+def encode(
+    lake: LakeArgument,
+    saes: Annotated[list[str], typer.Option(metavar="NAME...", help="SAEs of the lake.")],
+    datasets: Datasets = None,
+    layers: Annotated[
+        list[str] | None, typer.Option(metavar="LAYER...", help="Default: what the SAE was trained on.")
+    ] = None,
+    sample_type: SampleTypes = None,
+    model: StoredModel = None,
+    k: Annotated[int | None, typer.Option(help="Slots per row; default the SAE's K, or all active units.")] = None,
+    dtype: Annotated[str, typer.Option(metavar="DTYPE", help="Values as float16, bfloat16 or float32.")] = "float16",
+    device: Device = "auto",
+    memory: Memory = None,
+    scheduler: Scheduler = None,
+    force: Annotated[bool, typer.Option("--force", help="Go on although hook or quality do not fit.")] = False,
+    dry_run: DryRun = False,
+    quiet: Quiet = False,
+    json: Json = False,
+) -> None:
+    """Turn stored activations into sparse codes.
+
+    \b
+    Examples:
+      saestore encode demo/lake --saes minilm-topk-4096
+      saestore encode lake --saes clip-scope-22 --datasets CLEVR Coco --sample-type patch --layers 22 --k 32
+    """
+    perform(
+        "encode",
+        lambda: verbs.encode(
+            lake,
+            saes,
+            datasets=datasets or None,
+            layers=layers or None,
+            sample_type=sample_type,
+            model=model,
+            k=k,
+            dtype=dtype,
+            device=device,
+            memory=memory,
+            scheduler=scheduler,
+            force=force,
+            dry_run=dry_run,
+            quiet=quiet,
+            say=say_on_stderr(quiet),
+        ),
+        {"dry_run": dry_run},
+        json=json,
+    )

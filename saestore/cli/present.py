@@ -1,0 +1,265 @@
+"""What each verb prints: the text for people, and the JSON document."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from saestore.budget import readable_bytes
+from saestore.cli.tables import plain, table
+from saestore.progress import clock
+
+if TYPE_CHECKING:
+    from saestore.encode import EncodeResult
+    from saestore.extract.writer import ExtractResult
+    from saestore.lake import Lake
+    from saestore.verbs import CatalogRow, LakeStatus, SAESummary, Shown, Training
+
+Options = Mapping[str, Any]
+
+_SHOWN_UNITS = 6
+_SHOWN_ROWS = 20
+
+
+def text(verb: str, result: Any, options: Options) -> str:
+    """Return what a verb prints, given what it returned and the options it was called with."""
+    return _TEXTS[verb](result, options)
+
+
+def document(verb: str, result: Any) -> Any:
+    """Return what a verb prints with `--json`."""
+    if verb == "status":
+        return {"lake": result.lake, "complete": result.complete, **_fields(result, "groups", "storage")}
+    if verb == "init":
+        return {"lake": result.url}
+    if verb == "dense" and hasattr(result, "codes"):
+        return _dense_document(result)
+    if verb == "run":
+        return {
+            **plain(result),
+            "steps": [
+                {"verb": step.verb, "command": step.command, "seconds": step.seconds}
+                | {"result": document(step.verb, step.result)}
+                for step in result.steps
+            ],
+        }
+    return plain(result)
+
+
+def exit_code(verb: str, result: Any) -> int:
+    """Return 1 where a status says that something is partial, else 0."""
+    return 1 if verb == "status" and not result.complete else 0
+
+
+def _fields(result: Any, *names: str) -> dict[str, Any]:
+    return {name: plain(getattr(result, name)) for name in names}
+
+
+def _init(result: Lake, options: Options) -> str:
+    return f"lake at {result.url}"
+
+
+def _catalog(result: list[CatalogRow], options: Options) -> str:
+    listed = table(
+        ["section", "name", "kind", "from", "state"],
+        [[row.section, row.name, row.kind, row.source, row.state] for row in result],
+    )
+    unusable = sum(row.state != "ok" for row in result)
+    return f"{listed}\n{len(result)} entries" + (f", {unusable} cannot be used here yet" if unusable else "")
+
+
+def _extract(result: list[ExtractResult], options: Options) -> str:
+    dry = bool(options.get("dry_run"))
+    headers = ["dataset", "samples", "positions", "to extract" if dry else "extracted", "cut", "groups"]
+    rows = [[r.dataset, r.samples, r.positions, r.extracted, r.truncated, len(r.groups)] for r in result]
+    done = sum(r.extracted for r in result)
+    if not done:
+        return f"nothing to do: all {_count(result, 'dataset')} are extracted"
+    last = f"{done:,} positions of {_count(result, 'dataset')}"
+    return f"{table(headers, rows)}\n{last} {'to extract' if dry else 'extracted'}"
+
+
+def _encode(result: list[EncodeResult], options: Options) -> str:
+    dry = bool(options.get("dry_run"))
+    if dry:
+        todo = [r.plan for r in result if r.plan is not None]
+        return (
+            f"{sum(p.rows for p in todo):,} rows of {_count(result, 'group')} to encode" if todo else _encoded(result)
+        )
+    if not any(r.encoded_rows for r in result):
+        return _encoded(result)
+    rows = []
+    for r in result:
+        quality = [r.quality.get("explained_variance"), r.quality.get("l0")]
+        numbers = ["" if value is None else f"{value:.2f}" for value in quality]
+        names = f"{r.key.dataset}/{r.key.layer}/{r.key.sample_type}"
+        rows.append([r.key.sae, names, r.rows, r.encoded_rows, *numbers])
+    headers = ["SAE", "activations", "rows", "encoded", "explained variance", "L0"]
+    done = sum(r.encoded_rows for r in result)
+    return f"{table(headers, rows)}\n{done:,} rows encoded"
+
+
+def _encoded(result: list[EncodeResult]) -> str:
+    return f"nothing to do: all {_count(result, 'group')} of codes are encoded"
+
+
+def _import(result: Any, options: Options) -> str:
+    return "\n".join(f"{name}: {value}" for name, value in _shown_fields(plain(result)).items())
+
+
+def _shown_fields(fields: Any) -> dict[str, str]:
+    shown: dict[str, str] = {}
+    for name, value in (fields if isinstance(fields, dict) else {"imported": fields}).items():
+        if isinstance(value, dict):
+            shown |= {f"{name}.{inner}": item for inner, item in _shown_fields(value).items()}
+        elif value not in (None, "", []):
+            shown[name.replace("_", " ")] = f"{value:,}" if isinstance(value, int) else str(value)
+    return shown
+
+
+def _sae_import(result: SAESummary, options: Options) -> str:
+    what = f"SAE {result.name} ({result.architecture}, {result.d_in} -> {result.d_sae:,}, {result.hook_name})"
+    return f"{what} imported" if result.imported else f"nothing to do: {what} is in the lake"
+
+
+def _sae_list(result: list[SAESummary], options: Options) -> str:
+    if not result:
+        return "no SAE in this lake; import one with: saestore sae import LAKE SOURCE"
+    return table(
+        ["name", "architecture", "d_in", "d_sae", "k", "dtype", "hook", "size"],
+        [
+            [s.name, s.architecture, s.d_in, s.d_sae, s.k, s.dtype, s.hook_name, readable_bytes(s.stored_bytes)]
+            for s in result
+        ],
+    )
+
+
+def _sae_train(result: Training, options: Options) -> str:
+    what = f"{result.out}: Top-K SAE, {result.d_in} -> {result.d_sae:,}, k {result.k}, {result.layer}"
+    if not result.trained:
+        return f"nothing to do: {what} is trained"
+    return f"{what}, trained on {result.samples:,} rows in {clock(result.seconds)}"
+
+
+def _status(result: LakeStatus, options: Options) -> str:
+    rows = []
+    for group in result.groups:
+        part = f" {group.written_rows:,}/{group.rows:,}" if group.state == "partial" else ""
+        names = [group.dataset, group.model, group.layer, group.sae, group.sample_type]
+        size = readable_bytes(group.stored_bytes)
+        rows.append([group.kind, *names, group.rows, group.state + part, size, group.note])
+    headers = ["kind", "dataset", "model", "layer", "SAE", "sample type", "rows", "state", "size", "note"]
+    counts = {state: sum(g.state == state for g in result.groups) for state in ("done", "partial", "missing")}
+    told = ", ".join(f"{count} {state}" for state, count in counts.items() if count) or "empty"
+    total = readable_bytes(sum(group.stored_bytes for group in result.groups))
+    lines = [table(headers, rows)] if rows else []
+    lines.append(f"{result.lake}: {told}, {total}")
+    if result.storage:
+        lines += ["", _storage(result)]
+    return "\n".join(lines)
+
+
+def _storage(result: LakeStatus) -> str:
+    rows = [
+        [
+            cost.path.removeprefix("data/"),
+            cost.rows,
+            cost.k,
+            cost.bytes_per_row,
+            cost.legacy_pt_bytes_per_row,
+            cost.dense_pt_bytes_per_row,
+            f"{cost.versus_legacy:.1f}x",
+            f"{cost.versus_dense:.0f}x",
+        ]
+        for cost in result.storage
+    ]
+    headers = ["bytes per row of codes", "rows", "k", "lake", "legacy .pt", "dense .pt", "legacy/lake", "dense/lake"]
+    return table(headers, rows)
+
+
+def _show(result: Shown, options: Options) -> str:
+    lines = [f"SAE {result.sae}, {result.layer}, {result.sample_type}"]
+    if result.picked:
+        lines.append(result.picked)
+    for row in result.rows:
+        place = row.place
+        lines += ["", f"row {place.row} of {place.dataset}, sample {place.sample}, {row.l0} active: {place.text}"]
+        lines += [f"  unit {unit:>7}  {value:9.3f}" for unit, value in zip(row.units, row.values, strict=True)]
+    for unit in result.units:
+        share = unit.active_rows / max(1, unit.rows)
+        lines += ["", f"unit {unit.unit}: active in {unit.active_rows:,} of {unit.rows:,} rows ({share:.2%})"]
+        width = max((len(example.place.dataset) for example in unit.examples), default=0)
+        for example in unit.examples:
+            lines.append(f"  {example.value:9.3f}  {example.place.dataset:<{width}}  {example.place.text}")
+    return "\n".join(lines)
+
+
+def _dense(result: Any, options: Options) -> str:
+    if hasattr(result, "codes"):
+        return _dense_block(result)
+    return f"{result.path}: {result.rows:,} rows x {result.units:,} units, {readable_bytes(result.bytes)}"
+
+
+def _dense_block(block: Any) -> str:
+    """Return xarray's own text, and the numbers: of many units those with the largest values in these rows."""
+    codes = block.codes
+    rows, units = codes.shape
+    lines = [str(block), ""]
+    if units > _SHOWN_UNITS:
+        strongest = codes.max("row").argsort().values[::-1][:_SHOWN_UNITS]
+        codes = codes.isel(unit=strongest)
+        lines.append(f"the {_SHOWN_UNITS} units of {units:,} with the largest values in these rows:")
+    if rows > _SHOWN_ROWS:
+        codes = codes.isel(row=slice(0, _SHOWN_ROWS))
+        lines.append(f"the first {_SHOWN_ROWS} of {rows:,} rows:")
+    pairs = zip(codes.row.values, codes.values, strict=True)
+    numbers = [[int(row), *(f"{value:.3f}" for value in values)] for row, values in pairs]
+    return "\n".join([*lines, table(["row", *(f"unit {int(unit)}" for unit in codes.unit)], numbers)])
+
+
+def _dense_document(block: Any) -> dict[str, Any]:
+    names = ("sample", "split", "position", "special", "token_id")
+    return {
+        "attributes": plain(dict(block.attrs)),
+        "rows": plain(block.row.values),
+        "units": plain(block.unit.values),
+        **{name: plain(block[name].values) for name in names if name in block.coords},
+        "l0": plain(block.l0.values),
+        "codes": plain(block.codes.values),
+    }
+
+
+def _run(result: Any, options: Options) -> str:
+    if result.dry_run:
+        return f"{_count(result.steps, 'step')}; nothing was run"
+    held = ", ".join(
+        f"{count:,} {what.removesuffix('s') if count == 1 else what}" for what, count in result.holds.items() if count
+    )
+    lines = [
+        f"{result.name}: {_count(result.steps, 'step')} in {clock(result.seconds)}",
+        f"the lake {result.lake} holds {held}; {readable_bytes(result.stored_bytes)} in all, "
+        f"{readable_bytes(result.added_bytes)} made by this run",
+    ]
+    if result.next:
+        lines += ["", "try next:", *(f"  $ {command}" for command in result.next)]
+    return "\n".join(lines)
+
+
+def _count(items: Any, what: str) -> str:
+    return f"{len(items):,} {what}{'' if len(items) == 1 else 's'}"
+
+
+_TEXTS: dict[str, Callable[[Any, Options], str]] = {
+    "init": _init,
+    "catalog": _catalog,
+    "extract": _extract,
+    "import": _import,
+    "sae import": _sae_import,
+    "sae list": _sae_list,
+    "sae train": _sae_train,
+    "encode": _encode,
+    "status": _status,
+    "show": _show,
+    "dense": _dense,
+    "run": _run,
+}

@@ -1,0 +1,62 @@
+"""The command that runs recipes."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from saestore import recipes
+from saestore.cli import present
+from saestore.cli.options import (
+    DryRun,
+    Json,
+    Quiet,
+    perform,
+    say_on_stderr,
+)
+
+
+def run(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML file of verbs.")],
+    lake: Annotated[str | None, typer.Option(metavar="LAKE", help="Instead of the recipe's own.")] = None,
+    steps: Annotated[
+        list[str] | None, typer.Option(metavar="STEP...", help="Only these: verbs, or numbers from 1.")
+    ] = None,
+    dry_run: DryRun = False,
+    quiet: Quiet = False,
+    json: Json = False,
+) -> None:
+    """Run the steps of a recipe, each of them a command that can be typed alone.
+
+    \b
+    Examples:
+      saestore run pipelines/quickstart.yaml
+      saestore run pipelines/quickstart.yaml --steps encode status --lake other/lake
+      saestore run pipelines/quickstart.yaml --dry-run
+    """
+    # The steps' own output is the progress of a recipe: on stdout for people, and on stderr beside JSON.
+    stream = sys.stderr if json else sys.stdout
+
+    def begun(command: str) -> None:
+        typer.echo(f"$ {command}", file=stream)
+
+    def done(verb: str, result: Any, options: Any) -> None:
+        typer.echo(f"{present.text(verb, result, options)}\n", file=stream)
+
+    perform(
+        "run",
+        lambda: recipes.run(
+            recipe,
+            lake=lake,
+            steps=steps or None,
+            dry_run=dry_run,
+            quiet=quiet,
+            say=say_on_stderr(quiet),
+            begun=begun,
+            done=done,
+        ),
+        {},
+        json=json,
+    )

@@ -1,0 +1,36 @@
+"""The verbs of saestore as functions: what each command of the CLI does, with the same names and parameters.
+
+Each takes the lake first (a `Lake`, a path, a URL, or a name in the catalog), returns plain data and prints nothing.
+"""
+
+from saestore.verbs.listing import CatalogRow, LakeStatus, catalog, status
+from saestore.verbs.making import encode, extract, import_, init
+from saestore.verbs.showing import Example, Place, Shown, ShownRow, ShownUnit, show
+from saestore.verbs.slicing import DenseFile, dense
+from saestore.verbs.storage_cost import StorageCost
+from saestore.verbs.training import SAESummary, Training, sae_import, sae_list, sae_train
+
+__all__ = [
+    "CatalogRow",
+    "DenseFile",
+    "Example",
+    "LakeStatus",
+    "Place",
+    "SAESummary",
+    "Shown",
+    "ShownRow",
+    "ShownUnit",
+    "StorageCost",
+    "Training",
+    "catalog",
+    "dense",
+    "encode",
+    "extract",
+    "import_",
+    "init",
+    "sae_import",
+    "sae_list",
+    "sae_train",
+    "show",
+    "status",
+]

@@ -1,0 +1,307 @@
+"""The verbs that write a lake: init, extract, import and encode."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from saestore.errors import InputError, MissingError
+from saestore.verbs.names import Columns, LakeLike, Say, create_lake, model_spec, open_lake, sample_tables
+
+if TYPE_CHECKING:
+    from saestore.catalog import Catalog
+    from saestore.encode import EncodeResult
+    from saestore.extract.writer import ExtractResult
+    from saestore.lake import Lake
+
+
+def init(lake: LakeLike, *, storage_options: Mapping[str, Any] | None = None, catalog: Catalog | None = None) -> Lake:
+    """Make an empty lake, or open the one that is there.
+
+    Parameters
+    ----------
+    lake : Lake, str or path
+        A path, a URL, or the name of a lake in the catalog.
+    storage_options : mapping, optional
+        As for `saestore.open`.
+
+    Raises
+    ------
+    InputError
+        The place cannot be written, or holds something else.
+
+    Examples
+    --------
+    >>> init("memory://example").datasets()
+    []
+    """
+    return create_lake(lake, storage_options=storage_options, catalog=catalog)
+
+
+def extract(
+    lake: LakeLike,
+    datasets: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | Mapping[str, Any],
+    *,
+    model: str | os.PathLike[str],
+    layers: Sequence[str | int],
+    sample_type: str | Sequence[str] | None = None,
+    dtype: str = "float16",
+    limit: int | None = None,
+    name: str | None = None,
+    text: str | None = None,
+    image: str | None = None,
+    text_path: str | None = None,
+    id: str | None = None,
+    split: str | None = None,
+    labels: Sequence[str] | None = None,
+    root: str | os.PathLike[str] | None = None,
+    max_length: int | None = None,
+    device: str = "auto",
+    model_dtype: str = "float32",
+    scheduler: str | None = None,
+    dry_run: bool = False,
+    quiet: bool = False,
+    say: Say | None = None,
+    catalog: Catalog | None = None,
+) -> list[ExtractResult]:
+    """Run a model over datasets and store the activations of several layers, all from one pass.
+
+    What is stored already is left alone; a killed run goes on where it stopped.
+
+    Parameters
+    ----------
+    lake : Lake, str or path
+    datasets
+        Catalog names, table files or folders of images; or a mapping of names to lists of texts, DataFrames, paths
+        or `SampleTable`.
+    model : str or path
+        A name in the catalog, a folder, or a hub id `org/name`.
+    layers : sequence of str or int
+        Such as `3`, `layer_3.mlp_out`, `module.encoder.layer.3.attention`.
+    sample_type : str or sequence of str, optional
+        `token`, `patch`, `cls`, `mean`, `max`, `last`; default `token` for text and `patch` for images.
+    dtype : {"float16", "bfloat16", "float32"}
+        Stored precision.
+    limit : int, optional
+        Only the first samples of each dataset.
+    name : str, optional
+        The dataset's name in the lake, when there is one dataset.
+    text, image, text_path, id, split, labels, root
+        Columns of a table file; see `saestore.samples.read_samples`.
+    max_length : int, optional
+        Most tokens of a text.
+    device, model_dtype : str
+        Where and in what precision the model runs.
+    scheduler : str, optional
+        Address of a Dask scheduler.
+    dry_run : bool
+        Lay out samples and positions, say what would be extracted, and stop.
+
+    Returns
+    -------
+    list of ExtractResult
+
+    Raises
+    ------
+    MissingError, InputError, ConflictError
+        As `saestore.extract.writer.extract`.
+
+    Examples
+    --------
+    >>> extract("lake", {"weather": ["It rains.", "It does not."]}, model="MiniLM", layers=[3])  # doctest: +SKIP
+    """
+    from saestore.extract.writer import extract as write
+
+    opened = open_lake(lake, catalog=catalog)
+    if name is not None and (isinstance(datasets, Mapping) or _count(datasets) != 1):
+        raise InputError(f"--name {name} is for one dataset; leave it out, or extract them one by one")
+    if not layers:
+        raise InputError("no layer was named; give at least one with --layers, such as 3 or layer_3.mlp_out")
+    spec = model_spec(model, dtype=model_dtype, device=device, max_length=max_length, catalog=catalog)
+    columns = Columns(text=text, image=image, text_path=text_path, id=id, split=split, labels=labels, root=root)
+    tables = sample_tables(datasets, name=name, columns=columns, limit=limit, catalog=catalog)
+    return write(
+        opened,
+        tables,
+        model=spec,
+        layers=layers,
+        sample_type=sample_type or None,
+        dtype=dtype,
+        scheduler=scheduler,
+        dry_run=dry_run,
+        quiet=quiet,
+        say=say,
+    )
+
+
+def import_(
+    lake: LakeLike,
+    path: str | os.PathLike[str],
+    *,
+    dataset: str,
+    model: str,
+    layer: str | int,
+    sample_type: str,
+    sae: str | None = None,
+    d_sae: int | None = None,
+    key: str | None = None,
+    per_sample: int | None = None,
+    offsets: Any = None,
+    samples: Any = None,
+    hook_name: str | None = None,
+    dtype: str | None = None,
+    quiet: bool = False,
+    say: Say | None = None,
+    catalog: Catalog | None = None,
+) -> Any:
+    """Store activations, or with `sae` codes, that other tools wrote to files.
+
+    Parameters
+    ----------
+    lake : Lake, str or path
+    path : str or path
+        A `.pt`, `.npy`, `.npz` or safetensors file, a folder of chunks, or for codes a sparse_topk file.
+    dataset, model, layer, sample_type
+        Where the rows belong in the lake.
+    sae : str, optional
+        The SAE that made the codes; without it the file holds activations.
+    d_sae : int, optional
+        Units of that SAE, where the file does not say.
+    key : str, optional
+        Which array of a file that holds several.
+    per_sample : int, optional
+        Rows of each sample, where all have the same number.
+    offsets : array or path of a .npy, optional
+        First row of each sample, and the number of rows: (n_samples + 1,).
+    samples : str, path, DataFrame or SampleTable, optional
+        The samples of the dataset: a catalog name, a table, a folder.
+    hook_name : str, optional
+        SAELens' name of the hook point.
+    dtype : str, optional
+        Stored precision; default that of the file.
+
+    Returns
+    -------
+    dataclass
+        What was imported.
+    """
+    from saestore.formats.importer import import_activations, import_codes
+
+    opened = open_lake(lake, catalog=catalog)
+    axis, table = _offsets(offsets), _table(samples, catalog)
+    if sae is None:
+        if d_sae is not None:
+            raise InputError("--d-sae says how wide the SAE of codes is; name it with --sae, or leave --d-sae out")
+        return import_activations(
+            opened,
+            Path(path),
+            dataset=dataset,
+            model=model,
+            layer=layer,
+            sample_type=sample_type,
+            key=key,
+            per_sample=per_sample,
+            offsets=axis,
+            samples=table,
+            hook_name=hook_name,
+            dtype=dtype,
+            quiet=quiet,
+            say=say,
+        )
+    for option, value in {"key": key, "hook-name": hook_name, "dtype": dtype}.items():
+        if value is not None:
+            raise InputError(f"--{option} is for activations; leave it out when importing codes")
+    return import_codes(
+        opened,
+        Path(path),
+        dataset=dataset,
+        model=model,
+        layer=layer,
+        sae=sae,
+        sample_type=sample_type,
+        d_sae=d_sae,
+        per_sample=per_sample,
+        offsets=axis,
+        samples=table,
+        quiet=quiet,
+        say=say,
+    )
+
+
+def encode(
+    lake: LakeLike,
+    saes: str | Sequence[str],
+    *,
+    datasets: Sequence[str] | None = None,
+    layers: Sequence[str | int] | None = None,
+    sample_type: str | Sequence[str] | None = None,
+    model: str | None = None,
+    k: int | None = None,
+    dtype: str = "float16",
+    device: str = "auto",
+    memory: str | int | None = None,
+    scheduler: str | None = None,
+    force: bool = False,
+    dry_run: bool = False,
+    quiet: bool = False,
+    say: Say | None = None,
+    catalog: Catalog | None = None,
+) -> list[EncodeResult]:
+    """Turn stored activations into codes with SAEs of the lake; see `saestore.encode.encode` for all options.
+
+    Examples
+    --------
+    >>> encode("demo/lake", "minilm-topk-4096")  # doctest: +SKIP
+    """
+    from saestore.encode import encode as write
+
+    if not saes:
+        raise InputError("no SAE was named; give at least one with --saes (saestore sae list shows them)")
+    return write(
+        open_lake(lake, catalog=catalog),
+        saes,
+        datasets=datasets or None,
+        layers=layers or None,
+        sample_type=sample_type or None,
+        model=model,
+        k=k,
+        dtype=dtype,
+        device=device,
+        memory=memory,
+        scheduler=scheduler,
+        force=force,
+        dry_run=dry_run,
+        quiet=quiet,
+        say=say,
+    )
+
+
+def _count(datasets: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> int:
+    return 1 if isinstance(datasets, str | os.PathLike) else len(datasets)
+
+
+def _offsets(offsets: Any) -> Any:
+    """Return offsets, read from a .npy file if a path was given."""
+    if not isinstance(offsets, str | os.PathLike):
+        return offsets
+    import numpy as np
+
+    path = Path(offsets).expanduser()
+    try:
+        return np.load(path, allow_pickle=False)
+    except FileNotFoundError:
+        raise MissingError(f"{path}: no such file; expected offsets as a .npy of (n_samples + 1,) integers") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read as .npy ({str(error).splitlines()[0][:100]})") from None
+
+
+def _table(samples: Any, catalog: Catalog | None) -> Any:
+    from saestore.samples import SampleTable
+
+    if samples is None or isinstance(samples, SampleTable):
+        return samples
+    if isinstance(samples, str | os.PathLike):
+        return next(iter(sample_tables(samples, catalog=catalog).values()))
+    return next(iter(sample_tables({"samples": samples}).values()))

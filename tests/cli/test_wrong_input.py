@@ -1,0 +1,199 @@
+"""Every mistake that a user can make gives one line that says what to do, an exit code, and no traceback."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from command_runs import Ran, Run, write_texts
+
+from saestore.cli import main
+
+MODEL = ["--model", "mini", "--layers", "0"]
+
+
+def assert_one_line(ran: Ran, *parts: str, code: int = 2) -> None:
+    assert ran.code == code, ran.err
+    assert ran.out == ""
+    lines = [line for line in ran.err.splitlines() if line.startswith("error: ")]
+    assert ran.err.splitlines()[-1:] == lines, ran.err
+    assert "Traceback" not in ran.err
+    for part in parts:
+        assert part in lines[0]
+
+
+LINES: dict[str, tuple[list[str], list[str]]] = {
+    "no lake": (["status", "{tmp}/none"], ["there is no lake", "saestore init"]),
+    "unknown command": (["frobnicate"], ["No such command", "saestore --help"]),
+    "unknown option": (["status", "{lake}", "--frob"], ["--frob", "saestore status --help"]),
+    "missing argument": (["show", "--rows", "0:1"], ["LAKE", "saestore show --help"]),
+    "lake after a list": (["encode", "--saes", "small", "{lake}"], ["LAKE", "before the options"]),
+    "not a number": (["encode", "{lake}", "--saes", "small", "--k", "many"], ["--k", "integer"]),
+    "unknown dataset": (["extract", "{lake}", "--datasets", "sae-probes/5_hist_fig_isfemale", *MODEL], ["nearest"]),
+    "missing file": (["extract", "{lake}", "--datasets", "{tmp}/none.csv", *MODEL], ["none.csv"]),
+    "unknown model": (["extract", "{lake}", "--datasets", "{texts}", "--model", "minni", "--layers", "0"], ["minni"]),
+    "unknown layer": (["extract", "{lake}", "--datasets", "{texts}", "--model", "mini", "--layers", "99"], ["99"]),
+    "unknown sample type": (
+        ["extract", "{lake}", "--datasets", "{texts}", *MODEL, "--sample-type", "word"],
+        ["word", "token, patch"],
+    ),
+    "unknown column": (["extract", "{lake}", "--datasets", "{texts}", *MODEL, "--text", "body"], ["body"]),
+    "column of a catalog entry": (
+        ["extract", "{lake}", "--datasets", "sae-probes/5_hist_fig_ismale", *MODEL, "--text", "prompt"],
+        ["--text", "leave it out"],
+    ),
+    "a name for two": (
+        ["extract", "{lake}", "--datasets", "{texts}", "{tmp}/b.csv", *MODEL, "--name", "x"],
+        ["--name x is for one dataset"],
+    ),
+    "a name with a path": (["extract", "{lake}", "--datasets", "{texts}", *MODEL, "--name", "../x"], ["'../x'"]),
+    "other samples": (["extract", "{lake}", "--datasets", "{texts}", *MODEL, "--limit", "3"], ["made differently"]),
+    "unknown SAE": (["encode", "{lake}", "--saes", "large"], ["no SAE 'large'", "saestore sae import"]),
+    "unknown SAE source": (["sae", "import", "{lake}", "demmo"], ["demmo", "nearest", "release:sae_id"]),
+    "k above d_sae": (["encode", "{lake}", "--saes", "small", "--k", "65"], ["k is 65", "64"]),
+    "k above d_sae in training": (
+        ["sae", "train", "{lake}", "--layer", "2", "--out", "{tmp}/sae", "--d-sae", "8", "--k", "9"],
+        ["k=9", "d_sae=8"],
+    ),
+    "a layer that is not stored": (
+        ["sae", "train", "{lake}", "--layer", "5", "--out", "{tmp}/sae"],
+        ["layer 5", "layer_2/token"],
+    ),
+    "the wrong layer": (["encode", "{lake}", "--saes", "small", "--layers", "1"], ["blocks.2", "--force"]),
+    "unknown dataset of a lake": (["show", "{lake}", "--datasets", "nothing"], ["no dataset 'nothing'"]),
+    "a row that is not there": (["show", "{lake}", "--datasets", "texts", "--rows", "99999"], ["99999"]),
+    "rows of several datasets": (["show", "{lake}", "--rows", "0:5"], ["--datasets"]),
+    "rows that cannot be read": (["show", "{lake}", "--datasets", "texts", "--rows", "a:b"], ["0:5"]),
+    "no rows": (["dense", "{lake}", "texts", "--rows", "5:5"], ["5:5"]),
+    "a unit that is not there": (["show", "{lake}", "--units", "64"], ["64"]),
+    "rows and units": (["show", "{lake}", "--rows", "1", "--units", "1"], ["one or the other"]),
+    "more than the memory": (["dense", "{lake}", "texts", "--memory", "1KiB"], ["budget is 1.0 KiB", "--rows"]),
+    "not a size": (["dense", "{lake}", "texts", "--memory", "lots"], ["4GiB"]),
+    "unknown ending": (["dense", "{lake}", "texts", "--out", "{tmp}/block.xyz"], [".npy, .npz, .csv, .parquet"]),
+    "missing recipe": (["run", "{tmp}/none.yaml"], ["none.yaml", "no such file"]),
+    "missing catalog": (["catalog", "--catalog", "{tmp}/none.yaml"], ["none.yaml"]),
+    "no match": (["catalog", "zzz*"], ["zzz*"]),
+    "missing import": (
+        [
+            "import",
+            "{lake}",
+            "{tmp}/none.pt",
+            "--dataset",
+            "d",
+            "--model",
+            "m",
+            "--layer",
+            "1",
+            "--sample-type",
+            "mean",
+        ],
+        ["none.pt"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LINES)
+def test_a_mistake_is_one_line(name: str, lake: str, texts: Path, tmp_path: Path, run: Run) -> None:
+    line, parts = LINES[name]
+    ran = run(*(word.format(lake=lake, texts=texts, tmp=tmp_path) for word in line))
+    assert_one_line(ran, *parts)
+
+
+@pytest.mark.parametrize(
+    ("content", "parts"),
+    [
+        ("lake: l\nsteps:\n  - status: {}\n", [":1:", "name is missing"]),
+        ("name: x\nlake: l\nsteps: []\n", [":3: steps", "at least 1"]),
+        ("name: x\nlake: l\nsteps:\n  - encod: {}\n", [":4: steps.0.encod", "did you mean 'encode'"]),
+        ("name: x\nlake: l\nsteps:\n  - encode:\n      saess: [a]\n", [":5:", "did you mean 'saes'"]),
+        ("name: x\nlake: l\nsteps:\n  - encode:\n      saes: [a]\n      k: lots\n", [":6: steps.0.encode.k", "'lots'"]),
+        ("name: x\nlake: l\nsteps:\n  - status: {}\n    show: {}\n", [":4:", "one verb"]),
+        ("name: x\nlake: l\nsteps:\n  - show: {rows: 1:30}\n", [":4: 1:30", "quotes"]),
+        ("name: x\nlake: l\nsteps:\n  - show: {rows: '0:3'\n", ["not valid YAML"]),
+        ("name: x\nlake: l\nsteps:\n  - encode: {}\n", [":4: steps.0.encode", "saes is missing"]),
+    ],
+)
+def test_a_wrong_recipe_is_told_with_file_and_line(content: str, parts: list[str], tmp_path: Path, run: Run) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(content)
+    assert_one_line(run("run", path), str(path), *parts)
+
+
+def test_a_wrong_catalog_is_told_with_file_and_line(tmp_path: Path, run: Run) -> None:
+    path = tmp_path / "catalog.yaml"
+    path.write_text(
+        "saes:\n  x:\n    source: folder\n    path: p\n    model: MiniLM\n    layer: deep\n    d_in: 2\n    d_sae: 4\n"
+    )
+    assert_one_line(run("catalog", f"--catalog={path}"), f"{path}:6", "layer number")
+    assert run("catalog").code == 0, "a catalog given once must not stay"
+
+
+@pytest.fixture
+def unwritable(tmp_path: Path) -> Path:
+    """A folder that nobody can write to, not even root."""
+    if os.geteuid() == 0:
+        return Path("/proc/saestore-test")
+    folder = tmp_path / "readonly"
+    folder.mkdir(mode=0o500)
+    return folder / "lake"
+
+
+def test_a_folder_that_cannot_be_written_is_told(unwritable: Path, tmp_path: Path, lake: str, run: Run) -> None:
+    assert_one_line(run("init", unwritable), "cannot write", str(unwritable))
+    (tmp_path / "file").write_text("")
+    assert_one_line(run("init", tmp_path / "file" / "lake"), "file, not a folder")
+    out = unwritable / "block.npy"
+    assert_one_line(run("dense", lake, "texts", "--rows", "0:1", "--out", out), "cannot write", "--out")
+
+
+Texts = Callable[[list[str]], Path]
+
+
+@pytest.fixture
+def own(tmp_path: Path, surroundings: Path) -> Texts:
+    """Write texts beside an empty lake."""
+    assert main(["init", str(tmp_path / "own")]) == 0
+    return lambda texts: write_texts(tmp_path / "few.csv", texts)
+
+
+def test_an_empty_dataset_is_refused(own: Texts, tmp_path: Path, run: Run) -> None:
+    assert_one_line(run("extract", tmp_path / "own", "--datasets", own([]), *MODEL), "few.csv")
+
+
+def test_one_sample_is_enough(own: Texts, tmp_path: Path, run: Run) -> None:
+    ran = run("extract", tmp_path / "own", "--datasets", own(["Alone."]), *MODEL, "--json")
+    assert ran.code == 0, ran.err
+    assert [(result["samples"], result["positions"]) for result in ran.json] == [(1, 4)]
+
+
+def test_an_empty_text_has_tokens_and_no_mean(own: Texts, tmp_path: Path, run: Run) -> None:
+    path = own(["A text.", "", "Another."])
+    refused = run("extract", tmp_path / "own", "--datasets", path, *MODEL, "--sample-type", "mean")
+    assert_one_line(refused, "'s1'", "remove empty texts")
+    kept = run("extract", tmp_path / "own", "--datasets", path, *MODEL)
+    assert kept.code == 0, kept.err
+
+
+def test_debug_shows_the_traceback_before_and_after_the_verb(run: Run, tmp_path: Path) -> None:
+    from saestore.errors import MissingError
+
+    for line in (["--debug", "status", tmp_path / "none"], ["status", tmp_path / "none", "--debug"]):
+        with pytest.raises(MissingError):
+            run(*line)
+
+
+def test_a_bug_is_one_line_too_and_has_its_own_code(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("saestore.verbs.status", lambda *arguments, **options: 1 / 0)
+    assert_one_line(run("status", "x"), "ZeroDivisionError", "--debug", code=3)
+
+
+def test_an_interrupt_says_that_the_command_goes_on(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*arguments: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("saestore.verbs.status", interrupted)
+    ran = run("status", "x")
+    assert ran.code == 130
+    assert ran.err.splitlines() == ["stopped; the same command goes on where this one stopped"]

@@ -1,0 +1,119 @@
+"""SAEs and activations of a few numbers, put into a lake without SAELens or a model, for tests of the writers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from saestore.activations import create_activations
+from saestore.lake import Lake
+from saestore.layout import POSITION_TYPES, ActivationsKey, ModelKey
+from saestore.saes.config import SAEConfig
+from saestore.saes.weights import decoder_norms, hash_weights
+from saestore.samples import SampleTable
+from saestore.tables import write_positions, write_samples
+
+HOOK = "blocks.3.hook_resid_post"
+
+
+class ArrayWeights:
+    """An SAE held in arrays; see `SAEWeights`."""
+
+    def __init__(self, config: SAEConfig, arrays: dict[str, np.ndarray]) -> None:
+        self.config = config
+        self.arrays = arrays
+        self.rows_read: list[tuple[str, int, int]] = []
+
+    def rows(self, name: str, units: slice) -> np.ndarray:
+        start, stop, _ = units.indices(self.config.d_sae)
+        self.rows_read.append((name, start, stop))
+        return np.array(self.arrays[name][start:stop], dtype=np.float32)
+
+    def vector(self, name: str) -> np.ndarray:
+        return decoder_norms(self) if name == "decoder_norms" else self.arrays[name]
+
+    def content_hash(self) -> str:
+        return hash_weights(self)
+
+    def close(self) -> None:
+        pass
+
+
+def random_sae(architecture: str, *, d_in: int, d_sae: int, seed: int = 0, **config: Any) -> ArrayWeights:
+    """An SAE of random directions, decoder rows of norm 1 equal to the encoder's."""
+    rng = np.random.default_rng(seed)
+    directions = rng.normal(size=(d_sae, d_in)).astype(np.float32)
+    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+    arrays = {
+        "W_enc": directions,
+        "W_dec": directions,
+        "b_dec": np.zeros(d_in, np.float32),
+        "b_enc": rng.normal(size=d_sae).astype(np.float32) / 10,
+        "threshold": np.full(d_sae, 0.4, np.float32),
+    }
+    config.setdefault("hook_name", HOOK)
+    return ArrayWeights(SAEConfig(architecture=architecture, d_in=d_in, d_sae=d_sae, **config), arrays)
+
+
+def mirror_sae(d_in: int, **config: Any) -> ArrayWeights:
+    """A standard SAE of 2 d_in units that reconstructs exactly: each axis and its opposite."""
+    both = np.concatenate([np.eye(d_in), -np.eye(d_in)]).astype(np.float32)
+    zeros = {"b_enc": np.zeros(2 * d_in, np.float32), "b_dec": np.zeros(d_in, np.float32)}
+    config.setdefault("hook_name", HOOK)
+    return ArrayWeights(
+        SAEConfig(architecture="standard", d_in=d_in, d_sae=2 * d_in, **config), {"W_enc": both, "W_dec": both, **zeros}
+    )
+
+
+def add_activations(
+    lake: Lake,
+    dataset: str,
+    x: np.ndarray,
+    *,
+    dtype: str = "float32",
+    layer: str = "layer_3",
+    hook: str | None = HOOK,
+    model: str = "m",
+    sample_type: str = "token",
+    shard_rows: int | None = None,
+    holes: tuple[int, ...] = (),
+) -> np.ndarray:
+    """Store rows as activations of samples of up to seven positions; return them as float32, as they are stored."""
+    n = len(x)
+    edges = np.append(np.arange(0, n, 7), n)
+    offsets = edges if sample_type in POSITION_TYPES else np.arange(n + 1)
+    samples = [f"text {place}" for place in range(len(offsets) - 1)]
+    write_samples(lake.storage, dataset, SampleTable(ids=samples, kind="text", contents=samples))
+    special = np.zeros(int(offsets[-1]), bool)
+    special[offsets[:-1]] = sample_type in POSITION_TYPES
+    write_positions(
+        lake.storage,
+        ModelKey(dataset, model),
+        offsets=offsets.astype(np.int64),
+        arrays={"special": special, "token_id": np.zeros(len(special), np.uint32)},
+        digest="0" * 64,
+        attributes={},
+    )
+    if dtype == "bfloat16":
+        stored = (x.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
+        as_read = (stored.astype(np.uint32) << 16).view(np.float32)
+    else:
+        stored = x.astype(dtype)
+        as_read = stored.astype(np.float32)
+    group = create_activations(
+        lake.storage,
+        ActivationsKey(dataset, model, layer, sample_type),
+        rows=n,
+        d_in=x.shape[1],
+        dtype=dtype,
+        identity={"source": "test"},
+        attributes={"saelens_hook_name": hook},
+        shard_rows=shard_rows,
+    ).group
+    for shard in range(group.grid.n_shards):
+        if shard not in holes:
+            rows = group.grid.shard(shard)
+            nonfinite = int((~np.isfinite(as_read[rows])).sum())
+            group.write_shard(shard, {"activations": stored[rows]}, flagged={"activations": nonfinite})
+    return as_read

@@ -1,0 +1,126 @@
+"""Kill a writer anywhere, run it again: every byte of the lake is that of an uninterrupted run."""
+
+from __future__ import annotations
+
+import functools
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="torch is absent: pip install 'saestore[torch]'")
+
+from saestore.codes import Codes  # noqa: E402
+from saestore.errors import HoleError  # noqa: E402
+from saestore.lake import Lake  # noqa: E402
+from saestore.storage import LocalStorage  # noqa: E402
+from tests.torture import writers  # noqa: E402
+
+
+def killed(job: str, folder: Path, kill_at: int, name: str = "SIGKILL") -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "tests.torture.writers", job, str(folder), str(kill_at), name]
+    return subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2], timeout=120)
+
+
+def run(job: str, folder: Path) -> int:
+    """Run a job to its end in this process; return how many objects it put."""
+    puts = []
+    put = LocalStorage.put
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LocalStorage, "put", lambda self, key, content: (puts.append(key), put(self, key, content))[1])
+        writers.JOBS[job](folder, patch.setattr)
+    return len(puts)
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    found = {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file()}
+    return {name: path.read_bytes() for name, path in found.items() if not name.endswith(".partial")}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory, minilm_folder: Path) -> Path:
+    """A random BERT, beside which the lakes are made."""
+    transformers = pytest.importorskip("transformers", reason="transformers is absent: pip install 'saestore[models]'")
+    folder = tmp_path_factory.mktemp("killed")
+    torch.manual_seed(0)
+    config = transformers.BertConfig(
+        hidden_size=16, num_hidden_layers=3, num_attention_heads=2, intermediate_size=24, max_position_embeddings=512
+    )
+    transformers.BertModel(config).save_pretrained(folder / "model")
+    transformers.AutoTokenizer.from_pretrained(minilm_folder).save_pretrained(folder / "model")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def truth(model: Path) -> Callable[[str], tuple[dict[str, bytes], int]]:
+    """By job: the files of an uninterrupted run, and its number of puts."""
+
+    @functools.cache
+    def whole(job: str) -> tuple[dict[str, bytes], int]:
+        folder = start(job, model, "whole")
+        puts = run(job, folder)
+        return files(folder), puts
+
+    return whole
+
+
+def start(job: str, model: Path, name: str) -> Path:
+    folder = model / f"{job}-{name}"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    if job == "encode":
+        writers.prepare_encode(folder)
+    return folder
+
+
+def check(job: str, model: Path, truth: Callable[[str], tuple[dict[str, bytes], int]], kill_at: int) -> None:
+    expected, puts = truth(job)
+    folder = start(job, model, str(kill_at))
+    ended = killed(job, folder, kill_at)
+    assert ended.returncode == -signal.SIGKILL, ended.stderr
+    assert len(list(folder.rglob("*.partial"))) == 1
+    if (folder / "lake/zarr.json").exists():
+        Lake.open(folder / "lake").status()  # what is half there does not stop a reader
+    assert run(job, folder) <= puts
+    found = files(folder)
+    assert found.keys() == expected.keys()
+    assert [name for name, content in found.items() if content != expected[name]] == []
+    assert run(job, folder) == 0
+    shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize(("job", "share"), [("encode", 0.35), ("encode", 0.7), ("extract", 0.7), ("import", 0.6)])
+def test_kill_and_resume(job: str, share: float, model: Path, truth) -> None:
+    check(job, model, truth, max(1, round(share * truth(job)[1])))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("job", list(writers.JOBS))
+def test_kill_at_many_places(job: str, model: Path, truth) -> None:
+    puts = truth(job)[1]
+    # Consecutive puts near the end are the data of the arrays of a shard and its ledger entry.
+    for kill_at in sorted({1, 2, 3, puts // 3, *range(puts - 4, puts + 1)}):
+        check(job, model, truth, kill_at)
+
+
+@pytest.mark.parametrize("job", ["encode", pytest.param("extract", marks=pytest.mark.slow)])
+def test_interrupt_leaves_a_lake_that_goes_on(job: str, model: Path, truth) -> None:
+    folder = start(job, model, "interrupted")
+    expected, puts = truth(job)
+    stopped = killed(job, folder, round(0.6 * puts), "SIGINT")
+    assert stopped.returncode == 130, stopped.stderr
+    assert list(folder.rglob("*.partial")) == []
+    lake = Lake.open(folder / "lake")
+    states = {status.path: status.state for status in lake.status() if status.kind in ("codes", "activations")}
+    assert "partial" in states.values()
+    for key in lake.code_keys():
+        codes = Codes.open(lake.storage, key)
+        if not codes.group.is_complete:
+            with pytest.raises(HoleError, match="were never written"):
+                codes.rows(slice(None))
+    run(job, folder)
+    assert files(folder) == expected

@@ -1,0 +1,94 @@
+"""What the torture tests kill in a process of its own: `python -m tests.torture.writers JOB FOLDER KILL_AT SIGNAL`.
+
+Puts are counted over the whole process; at number KILL_AT the process gets SIGNAL, before the object is written.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from saestore import encode_plan
+from saestore.encode import encode
+from saestore.extract import writer
+from saestore.lake import Lake
+from saestore.saes import lake as sae_lake
+from saestore.saes.lake import write_sae
+from saestore.samples import read_samples
+from saestore.storage import LocalStorage
+from tests.small_lake import add_activations, random_sae
+
+
+Patch = Callable[[Any, str, Any], None]
+"""Sets an attribute: `setattr`, or a monkeypatch's that is undone."""
+
+
+def prepare_encode(folder: Path) -> None:
+    lake = Lake.create(folder / "lake")
+    x = np.random.default_rng(0).normal(size=(900, 32)).astype(np.float32)
+    write_sae(lake.storage, "s", random_sae("jumprelu", d_in=32, d_sae=256), quiet=True)
+    add_activations(lake, "a", x)
+    add_activations(lake, "b", x[:300])
+
+
+def run_encode(folder: Path, patch: Patch) -> None:
+    patch(encode_plan, "_SHARD_ROWS", 200)  # five shards and two
+    patch(encode_plan, "_CHUNK_ROWS", 100)
+    encode(Lake.open(folder / "lake"), "s", force=True, quiet=True)
+
+
+def run_import(folder: Path, patch: Patch) -> None:
+    patch(sae_lake, "_SHARD_BYTES", 64 * 32 * 4)  # four shards
+    patch(sae_lake, "_CHUNK_BYTES", 16 * 32 * 4)
+    lake = Lake.create(folder / "lake")
+    write_sae(lake.storage, "s", random_sae("jumprelu", d_in=32, d_sae=256), quiet=True)
+
+
+def run_extract(folder: Path, patch: Patch) -> None:
+    patch(writer, "shard_rows_for", lambda d_in, dtype: 64)
+    patch(writer, "windows", lambda lengths: [(at, min(at + 8, len(lengths))) for at in range(0, len(lengths), 8)])
+    texts = [f"{'the cat sat ' * (place % 5)}on mat {place}" for place in range(40)]
+    writer.extract(
+        Lake.create(folder / "lake"),
+        {"d": read_samples(texts)},
+        model=writer.ModelSpec("tiny", str(folder.parent / "model"), device="cpu"),
+        layers=[0, 2],
+        sample_type=["token", "mean"],
+        quiet=True,
+    )
+
+
+JOBS = {"encode": run_encode, "extract": run_extract, "import": run_import}
+
+
+def main(job: str, folder: str, kill_at: str, name: str) -> None:
+    puts = 0
+    put = LocalStorage.put
+
+    def counted(self: LocalStorage, key: str, content: bytes | memoryview) -> None:
+        nonlocal puts
+        puts += 1
+        if puts == int(kill_at):
+            if name == "SIGKILL":
+                # What a power cut leaves behind: a part of the object under its temporary name.
+                path = self._path(key)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.with_name(f".{path.name}.0123.partial").write_bytes(bytes(content)[: len(content) // 2])
+            os.kill(os.getpid(), getattr(signal, name))
+        put(self, key, content)
+
+    LocalStorage.put = counted  # type: ignore[method-assign]
+    try:
+        JOBS[job](Path(folder), setattr)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
