@@ -23,7 +23,9 @@ _SHARD_FLOP = 5e13  # a killed run loses at most some minutes of work on a lapto
 
 _BLOCK_ROWS = 4_096
 _SMALLEST_BLOCK = 256
-_OVERHEAD_BYTES = 96 << 20  # fetched and not yet decoded, compiled code, heap of the allocator
+# What eight reading threads have fetched, checked and not yet given back to the system, and compiled code. Measured.
+_OVERHEAD_BYTES = 192 << 20
+_QUALITY_ROWS, _QUALITY_BLOCK = 2_048, 1_024
 
 
 @dataclass(frozen=True)
@@ -113,13 +115,15 @@ def plan_encode(
 
     def peak(block: int, *, held: bool) -> int:
         tile = plan_tile(config.d_in, config.d_sae, block, device=device)
-        # Two runs of units in memory, and one being read and widened; W_dec is streamed for the quality in any case.
-        weights = (config.d_sae * config.d_in * 4 if held else 0) + 3 * stream
-        # The rows as read, normalised and shifted, of the task that computes, and those that the other has read.
-        x = (3 + 2 * (tasks - 1)) * block * config.d_in * 4
-        sorting = tasks * block * slots * 40
+        # Two runs of units in work, one waiting and one being read; W_dec is streamed for the quality in any case.
+        weights = (config.d_sae * config.d_in * 4 if held else 0) + 4 * stream
         working = working_bytes(block, slots, d_in=config.d_in, tile=tile, device=device)
-        return baseline + _OVERHEAD_BYTES + tasks * of_shard + weights + x + sorting + working
+        # Of the task that computes the rows as read, centred, scaled and shifted; of the other what it has read.
+        x = (4 + 2 * (tasks - 1)) * block * config.d_in * 4
+        shards = tasks * of_shard + x + tasks * block * slots * 40
+        # Rows, their reconstruction and normalised copies, and a block of them in float64 with its differences.
+        quality = min(_QUALITY_ROWS, grid.rows) * (config.d_in * 12 + slots * 40) + _QUALITY_BLOCK * config.d_in * 40
+        return baseline + _OVERHEAD_BYTES + weights + working + max(shards, quality)
 
     block = min(_BLOCK_ROWS, shard_rows)
     held = hold and peak(block, held=True) <= budget

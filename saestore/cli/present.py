@@ -12,6 +12,7 @@ from saestore.progress import clock
 if TYPE_CHECKING:
     from saestore.encode import EncodeResult
     from saestore.extract.writer import ExtractResult
+    from saestore.formats.importer import ImportResult
     from saestore.lake import Lake
     from saestore.verbs import CatalogRow, LakeStatus, SAESummary, Shown, Training
 
@@ -103,18 +104,12 @@ def _encoded(result: list[EncodeResult]) -> str:
     return f"nothing to do: all {_count(result, 'group')} of codes are encoded"
 
 
-def _import(result: Any, options: Options) -> str:
-    return "\n".join(f"{name}: {value}" for name, value in _shown_fields(plain(result)).items())
-
-
-def _shown_fields(fields: Any) -> dict[str, str]:
-    shown: dict[str, str] = {}
-    for name, value in (fields if isinstance(fields, dict) else {"imported": fields}).items():
-        if isinstance(value, dict):
-            shown |= {f"{name}.{inner}": item for inner, item in _shown_fields(value).items()}
-        elif value not in (None, "", []):
-            shown[name.replace("_", " ")] = f"{value:,}" if isinstance(value, int) else str(value)
-    return shown
+def _import(result: ImportResult, options: Options) -> str:
+    what = f"{result.rows:,} rows of {_plural(result.samples, 'sample')} at {result.key.path}, {result.dtype}"
+    if not result.imported_rows:
+        return f"nothing to do: {what}, are imported"
+    strange = f"; {result.nonfinite:,} values are not finite" if result.nonfinite else ""
+    return f"{result.imported_rows:,} rows imported: {what}{strange}"
 
 
 def _sae_import(result: SAESummary, options: Options) -> str:
@@ -246,7 +241,11 @@ def _run(result: Any, options: Options) -> str:
 
 
 def _count(items: Any, what: str) -> str:
-    return f"{len(items):,} {what}{'' if len(items) == 1 else 's'}"
+    return _plural(len(items), what)
+
+
+def _plural(count: int, what: str) -> str:
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
 _TEXTS: dict[str, Callable[[Any, Options], str]] = {

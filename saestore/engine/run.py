@@ -84,7 +84,10 @@ def _run_threads(tasks: Sequence[ShardTask], advance: Callable[[int], None], thr
             raise _StoppedError
         advance(count)
 
-    work = [delayed(_do, pure=False, traverse=False)(task, step) for task in tasks]
+    # Dask starts tasks that do not depend on each other in any order. Each takes the next in ours, since shard after
+    # shard is what disks, and readers of a half-written lake, like best.
+    waiting = iter(tasks)
+    work = [delayed(lambda: next(waiting).run(step), pure=False)() for _ in tasks]
     try:
         compute(*work, scheduler="threads", num_workers=max(1, min(threads, len(tasks))))
     except BaseException:
@@ -101,7 +104,7 @@ def _run_cluster(client: Any, tasks: Sequence[ShardTask]) -> Iterator[int]:
     waiting = iter(tasks)
     window = _WINDOW_PER_WORKER * max(1, sum(client.nthreads().values()))
     futures = {client.submit(_do, task, pure=False): task for task, _ in zip(waiting, range(window), strict=False)}
-    finished = as_completed(list(futures))
+    finished = as_completed(list(futures), loop=client.loop)
     for future in finished:
         future.result()
         yield futures.pop(future).size
@@ -112,8 +115,8 @@ def _run_cluster(client: Any, tasks: Sequence[ShardTask]) -> Iterator[int]:
             finished.add(submitted)
 
 
-def _do(task: ShardTask, advance: Callable[[int], None] | None = None) -> None:
-    task.run(advance or _silent)
+def _do(task: ShardTask) -> None:
+    task.run(_silent)
 
 
 def _silent(count: int) -> None:

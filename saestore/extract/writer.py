@@ -46,7 +46,7 @@ class ExtractResult:
 
     groups : the row groups of activations, layer by layer
     positions, samples : length of the position axis, number of samples
-    extracted : positions that were run through the model by this call; 0 when all was there, and after a dry run
+    extracted : positions that were run through the model by this call; after a dry run, those that would be at most
     truncated : samples cut at the model's longest input
     nonfinite : non-finite values by path of the group, where there are any
     """
@@ -309,10 +309,8 @@ class _Job:
 
     def would_give(self, layout: _Layout) -> ExtractResult:
         """Return what a dry run can tell."""
-        truncated = int(layout.about.get("truncated", 0))
-        return ExtractResult(
-            self.key.dataset, self.groups, len(self.table), len(layout.arrays["special"]), 0, truncated, nonfinite={}
-        )
+        n, truncated = len(layout.arrays["special"]), int(layout.about.get("truncated", 0))
+        return ExtractResult(self.key.dataset, self.groups, len(self.table), n, n, truncated, nonfinite={})
 
     def _line(self, layout: _Layout) -> str:
         n_positions, item = len(layout.arrays["special"]), 4 if self.dtype == "float32" else 2

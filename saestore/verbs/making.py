@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from saestore.catalog import Catalog
     from saestore.encode import EncodeResult
     from saestore.extract.writer import ExtractResult
+    from saestore.formats.importer import ImportResult
     from saestore.lake import Lake
 
 
@@ -155,7 +156,7 @@ def import_(
     quiet: bool = False,
     say: Say | None = None,
     catalog: Catalog | None = None,
-) -> Any:
+) -> ImportResult:
     """Store activations, or with `sae` codes, that other tools wrote to files.
 
     Parameters
@@ -184,8 +185,12 @@ def import_(
 
     Returns
     -------
-    dataclass
-        What was imported.
+    ImportResult
+
+    Raises
+    ------
+    MissingError, InputError, ConflictError
+        No such file; rows that do not fit the samples; or the place holds something else.
     """
     from saestore.formats.importer import import_activations, import_codes
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import json
 import os
@@ -171,9 +172,12 @@ def test_catalog_lists_names_and_states(run: Run) -> None:
     assert rows["models", "mini"]["state"] == "ok"
     assert "SAESTORE_DATA" in rows["datasets", "CLEVR"]["state"]
     names = [row["name"] for row in run("catalog", "sae-probes/*_hist_fig_*", "--json").json]
-    assert names == [
-        f"sae-probes/{name}" for name in ("5_hist_fig_ismale", "6_hist_fig_isamerican", "7_hist_fig_ispolitician")
-    ]
+    package = importlib.util.find_spec("sae_probes")
+    assert package is not None
+    assert package.origin is not None
+    files = Path(package.origin).parent.glob("data/cleaned_data/*_hist_fig_*.csv.zst")
+    assert sorted(names) == sorted(f"sae-probes/{file.name.removesuffix('.csv.zst')}" for file in files)
+    assert len(names) == 6
 
 
 def test_a_lake_may_be_named_as_in_the_catalog(lake: str, run: Run) -> None:
@@ -199,7 +203,7 @@ def test_what_is_done_is_said_to_be_done(lake: str, run: Run, surroundings: Path
 def test_another_training_into_the_same_folder_is_refused(lake: str, run: Run, surroundings: Path) -> None:
     ran = run("sae", "train", lake, "--layer", 2, "--out", surroundings / "sae", "--d-sae", 64, "--k", 5)
     assert ran.code == 2
-    assert "trained differently (other batch_size, k, samples)" in ran.err
+    assert "trained differently (other k, samples, batch_size)" in ran.err
     assert "--out" in ran.err
 
 
@@ -242,7 +246,7 @@ def test_names_and_python_objects_are_taken_as_datasets(surroundings: Path, tmp_
     assert lake.samples("framed").concept("label").tolist() == [0, 1]
 
 
-def test_codes_of_other_tools_are_imported(
+def test_activations_of_other_tools_are_imported_once(
     lake: str, run: Run, tmp_path: Path, surroundings: Path, texts: Path
 ) -> None:
     copy = shutil.copytree(lake, tmp_path / "lake")
@@ -251,5 +255,7 @@ def test_codes_of_other_tools_are_imported(
     place = ["--dataset", "texts", "--model", "other", "--layer", 3, "--sample-type", "mean"]
     ran = run("import", copy, tmp_path / "means.npy", *place, "--samples", texts)
     assert ran.code == 0, ran.err
+    assert ran.out.startswith("28 rows imported: 28 rows of 28 samples at data/texts/other/layer_3/")
+    assert run("import", copy, tmp_path / "means.npy", *place, "--samples", texts).out.startswith("nothing to do: ")
     stored = saestore.open(copy).activations("texts", model="other").read()
     np.testing.assert_array_equal(stored, means)

@@ -57,3 +57,16 @@ def test_an_error_is_on_stderr_and_in_the_exit_code(tmp_path: Path) -> None:
     ran = subprocess.run([*COMMAND, "status", str(tmp_path / "none")], capture_output=True, text=True)
     assert (ran.returncode, ran.stdout) == (2, "")
     assert len(ran.stderr.splitlines()) == 1
+
+
+def test_an_interrupt_leaves_nothing_half_made_and_says_so(lake: str, tmp_path: Path) -> None:
+    line = ["sae", "train", lake, "--layer", "1", "--out", str(tmp_path / "sae"), "--samples", "100000000"]
+    with subprocess.Popen([*COMMAND, *line], stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        assert process.stderr.readline().startswith("training on ")
+        process.send_signal(signal.SIGINT)
+        rest = process.stderr.read().splitlines()
+    assert process.returncode == 130
+    assert rest[-1] == "stopped; the same command goes on where this one stopped"
+    assert not any("Traceback" in told for told in rest)
+    assert os.listdir(tmp_path) == []

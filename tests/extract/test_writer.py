@@ -244,7 +244,7 @@ class TestImages:
         # CLIP cuts the middle square of the 60 x 30 picture, ViT squeezes it.
         np.testing.assert_allclose(boxes[1, 0, 0], [15, 0, 25, 10] if kind == "clip" else [0, 0, 20, 10])
         assert not lake.positions("d").special().any()
-        with pytest.raises(InputError, match="token.*does not fit"):
+        with pytest.raises(InputError, match=r"token.*does not fit"):
             extract(lake, {"e": samples}, model=spec(folder), layers=[0], sample_type="token", quiet=True)
         assert lake.datasets() == ["d"]
 
@@ -293,7 +293,7 @@ class TestSharedAxis:
     def test_other_dtype_or_weights(self, lake: Lake, bert: Path, tmp_path: Path) -> None:
         extract(lake, {"d": table(TEXTS)}, model=spec(bert), layers=[0], quiet=True)
         for other in ({"dtype": "float32"}, {"model": spec(bert, dtype="bfloat16")}):
-            with pytest.raises(ConflictError, match="layer_0/activations/token .* made differently"):
+            with pytest.raises(ConflictError, match=r"layer_0/activations/token .* made differently"):
                 extract(lake, {"d": table(TEXTS)}, **{"model": spec(bert), "layers": [0], "quiet": True, **other})
         changed = tmp_path / "changed"
         shutil.copytree(bert, changed)
@@ -445,10 +445,10 @@ class TestWrongInput:
         assert lake.datasets() == []
 
     def test_missing_model_and_wrong_names(self, lake: Lake, bert: Path, tmp_path: Path) -> None:
+        (tmp_path / "empty").mkdir()
         with pytest.raises(MissingError, match="no configuration of the model"):
-            (tmp_path / "empty").mkdir()
             extract(lake, {"d": table(TEXTS)}, model=spec(tmp_path / "empty"), layers=[0], quiet=True)
-        with pytest.raises(InputError, match="dataset name '../d'"):
+        with pytest.raises(InputError, match=r"dataset name '\.\./d'"):
             extract(lake, {"../d": table(TEXTS)}, model=spec(bert), layers=[0], quiet=True)
         assert lake.datasets() == []
 
@@ -466,7 +466,7 @@ def test_a_dry_run_says_the_plan_and_writes_nothing(lake: Lake, bert: Path, tmp_
         say=lines.append,
     )[0]
     assert files(tmp_path) == before
-    assert result.extracted == 0
+    assert result.extracted == result.positions
     size = 2 * 2 * 16 * (result.positions + 6)
     assert f"6 samples with {result.positions} positions, layer_0, layer_2 as token, mean in one pass" in lines[0]
     assert f"writes up to {size / 1024:.1f} KiB" in lines[0]

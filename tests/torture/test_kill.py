@@ -82,7 +82,7 @@ def check(job: str, model: Path, truth: Callable[[str], tuple[dict[str, bytes], 
     folder = start(job, model, str(kill_at))
     ended = killed(job, folder, kill_at)
     assert ended.returncode == -signal.SIGKILL, ended.stderr
-    assert len(list(folder.rglob("*.partial"))) == 1
+    assert list(folder.rglob("*.partial"))
     if (folder / "lake/zarr.json").exists():
         Lake.open(folder / "lake").status()  # what is half there does not stop a reader
     assert run(job, folder) <= puts

@@ -24,7 +24,6 @@ from saestore.samples import read_samples
 from saestore.storage import LocalStorage
 from tests.small_lake import add_activations, random_sae
 
-
 Patch = Callable[[Any, str, Any], None]
 """Sets an attribute: `setattr`, or a monkeypatch's that is undone."""
 
