@@ -11,8 +11,6 @@ Examples
 """
 
 import importlib
-import sys
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -43,6 +41,10 @@ _HOMES = {
     "Codes": "saestore.codes",
     "Lake": "saestore.lake",
     "SampleTable": "saestore.samples",
+    "catalog": "saestore.verbs",
+    "dense": "saestore.verbs",
+    "encode": "saestore.verbs",
+    "extract": "saestore.verbs",
     "import_": "saestore.verbs",
     "import_activations": "saestore.formats.importer",
     "import_codes": "saestore.formats.importer",
@@ -56,7 +58,6 @@ _HOMES = {
     "show": "saestore.verbs",
     "status": "saestore.verbs",
 }
-_VERBS_NAMED_LIKE_MODULES = ("catalog", "dense", "encode", "extract")
 _OWN_NAMES = {"open": "open_lake"}
 
 __all__ = [
@@ -84,32 +85,11 @@ __all__ = [
 ]
 
 
-class _ModuleAndVerb(ModuleType):
-    """A module such as `saestore.encode` that is also the verb of its name: `saestore.encode(lake, ...)`.
-
-    Python binds a submodule to its package when it is imported, which would hide a function of the same name.
-    """
-
-    def __call__(self, *args: Any, **options: Any) -> Any:
-        """Do what the verb does; see the function of this name in `saestore.verbs`."""
-        return getattr(importlib.import_module("saestore.verbs"), self.__name__.rpartition(".")[2])(*args, **options)
-
-
-class _Package(ModuleType):
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name in _VERBS_NAMED_LIKE_MODULES and isinstance(value, ModuleType):
-            value.__class__ = _ModuleAndVerb
-        super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package
-
-
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(importlib.import_module(_HOMES[name]), _OWN_NAMES.get(name, name))
-    if name in _VERBS_NAMED_LIKE_MODULES or name == "errors":
-        return importlib.import_module(f"saestore.{name}")
+    if name == "errors":
+        return importlib.import_module("saestore.errors")
     if name == "__version__":
         from importlib.metadata import version
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 import psutil
@@ -28,13 +29,14 @@ def parse_memory(text: str | int | None) -> int:
     """
     if text is None:
         return int(psutil.virtual_memory().available * _FREE_SHARE)
-    if isinstance(text, int):
-        budget = text
-    else:
+    if isinstance(text, str):
         found = _SIZE.fullmatch(text)
         if found is None:
             raise InputError(f"memory {text!r} is not a size; write it like 4GiB or 500MiB")
-        budget = int(float(found[1]) * _UNITS[found[2].upper()])
+        size = float(found[1]) * _UNITS[found[2].upper()]
+    else:
+        size = float(text)
+    budget = int(size) if math.isfinite(size) else 0
     if budget <= 0:
         raise InputError(f"memory {text!r} is not a size above zero; write it like 4GiB or 500MiB")
     return budget

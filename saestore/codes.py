@@ -148,9 +148,12 @@ class Codes:
             Some rows were never written.
         InputError
             A row does not exist.
+        BudgetError
+            The rows would take more than 60 % of the free memory.
         """
         if isinstance(rows, slice):
             start, stop = self._bounds(rows)
+            self._require(stop - start)
             return CodeRows(
                 np.arange(start, stop),
                 self.group.read("indices", start, stop),
@@ -158,6 +161,7 @@ class Codes:
                 self.group.read("l0", start, stop),
             )
         places = self._places(rows)
+        self._require(len(places))
         return CodeRows(
             places,
             self.group.take("indices", places),
@@ -270,18 +274,27 @@ class Codes:
 
     def sample_of(self, rows: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
         """Return the place of the sample that each row belongs to."""
-        places = np.asarray(rows, dtype=np.int64)
+        places = self._places(rows)
         return places if self.positions is None else self.positions.sample_of(places)
 
     def rows_of_samples(self, samples: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
         """Return the rows of chosen samples, special tokens included."""
-        places = np.asarray(samples, dtype=np.int64)
-        return places if self.positions is None else self.positions.rows_of(places)
+        places = _integers(samples, "samples")
+        return self._places(places) if self.positions is None else self.positions.rows_of(places)
 
     @property
     def _scan_rows(self) -> int:
         chunk = self.group.grid.chunk_rows
         return max(1, _SCAN_BYTES // (self.k * 10) // chunk) * chunk
+
+    def _require(self, n: int) -> None:
+        """Refuse rows that do not fit: 12 bytes of place and l0, 10 for the index and the value of a slot."""
+        require_memory(
+            n * (12 + self.k * 10),
+            budget=parse_memory(None),
+            what=f"{n:,} rows of codes with {self.k} slots",
+            remedy="ask for fewer rows, or go through them in blocks with scan()",
+        )
 
     def _places(self, rows: int | Sequence[int] | NDArray[np.integer[Any]]) -> NDArray[np.int64]:
         places = np.atleast_1d(_integers(rows, "rows"))

@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeVar
 
 from saestore.activations import Activations
 from saestore.codes import Codes
-from saestore.errors import InputError, MissingError
+from saestore.errors import InputError, IntegrityError, MissingError
 from saestore.layout import (
     ACTIVATIONS,
     ATTRIBUTE,
@@ -18,15 +18,17 @@ from saestore.layout import (
     FORMAT_VERSION,
     POSITIONS,
     SAES,
+    SAMPLE_TYPES,
     SAMPLES,
     ActivationsKey,
     CodesKey,
     ModelKey,
     dataset_path,
+    is_name,
     sae_path,
 )
 from saestore.rows import RowGroup, group_exists
-from saestore.storage import Storage, open_storage, put_group, read_document
+from saestore.storage import Storage, claim_document, group_document, open_storage, read_document
 from saestore.tables import Positions, Samples
 
 State = Literal["done", "partial", "missing"]
@@ -39,7 +41,8 @@ class GroupStatus:
 
     kind : `sae`, `samples`, `positions`, `activations` or `codes`
     rows, written_rows : rows of the axis, and those in the ledger
-    state : `done`, `partial` where rows are not written, or `missing` where nothing was begun
+    state : `done`, `partial` where rows are not written or the ledger is damaged, or `missing` where nothing was begun
+        or the metadata are damaged
     stored_bytes : bytes of all written shards
     note : what the user should know: quality, non-finite values, truncated rows
     """
@@ -90,7 +93,8 @@ class Lake:
         document = read_document(storage, "")
         if document is None or ATTRIBUTE not in document.get("attributes", {}):
             raise MissingError(f"there is no lake at {storage.url}; make one with: saestore init {os.fspath(url)}")
-        version = document["attributes"][ATTRIBUTE].get("format")
+        own = document["attributes"][ATTRIBUTE]
+        version = own.get("format") if isinstance(own, dict) else None
         if version != FORMAT_VERSION:
             raise InputError(
                 f"the lake {storage.url} has format {version}, this saestore reads {FORMAT_VERSION}; update it"
@@ -109,8 +113,8 @@ class Lake:
         storage = open_storage(url, storage_options=storage_options)
         document = read_document(storage, "")
         if document is None:
-            put_group(storage, "", {ATTRIBUTE: {"format": FORMAT_VERSION}})
-        elif ATTRIBUTE not in document.get("attributes", {}):
+            document = claim_document(storage, "", group_document({ATTRIBUTE: {"format": FORMAT_VERSION}}))
+        if ATTRIBUTE not in document.get("attributes", {}):
             raise InputError(f"{storage.url} holds a Zarr node that is not a lake; choose another place")
         return cls.open(url, storage_options=storage_options)
 
@@ -138,7 +142,7 @@ class Lake:
         for name in self.datasets() if dataset is None else [dataset]:
             for model in self.models(name):
                 for layer in self.layers(name, model):
-                    for sample_type in self._children(f"{ModelKey(name, model).path}/{layer}/{ACTIVATIONS}"):
+                    for sample_type in self._sample_types(f"{ModelKey(name, model).path}/{layer}/{ACTIVATIONS}"):
                         yield ActivationsKey(name, model, layer, sample_type)
 
     def code_keys(self, dataset: str | None = None) -> Iterator[CodesKey]:
@@ -148,7 +152,7 @@ class Lake:
                 for layer in self.layers(name, model):
                     base = f"{ModelKey(name, model).path}/{layer}/{CODES}"
                     for sae in self._children(base):
-                        for sample_type in self._children(f"{base}/{sae}"):
+                        for sample_type in self._sample_types(f"{base}/{sae}"):
                             yield CodesKey(name, model, layer, sae, sample_type)
 
     # --------------------------------------------------------------- readers
@@ -216,7 +220,10 @@ class Lake:
     # ---------------------------------------------------------------- status
 
     def status(self) -> list[GroupStatus]:
-        """Return the state of every row group, from listings and ledgers alone."""
+        """Return the state of every row group, from listings and ledgers alone.
+
+        What is damaged does not hide the rest: its note says what is wrong.
+        """
         rows = [self._group_status("sae", sae_path(name), sae=name) for name in self._children(SAES)]
         for dataset in self.datasets():
             rows.append(self._group_status("samples", f"{DATA}/{dataset}/{SAMPLES}", dataset=dataset))
@@ -230,25 +237,35 @@ class Lake:
         return [row for row in rows if row is not None]
 
     def _group_status(self, kind: str, path: str, **names: str) -> GroupStatus | None:
-        document = read_document(self.storage, path)
-        if document is None:
-            return None
-        group = RowGroup.from_document(self.storage, path, document)
-        written = group.written_rows()
+        rows = written = stored_bytes = 0
+        state: State = "missing"
+        try:
+            document = read_document(self.storage, path)
+            if document is None:
+                return None
+            group = RowGroup.from_document(self.storage, path, document)
+            rows, written, state = group.grid.rows, group.written_rows(), "partial"
+            stored_bytes, note = group.stored_bytes(), _note(group)
+            state = "done" if written == rows else "partial"
+        except IntegrityError as error:
+            note = str(error)
         return GroupStatus(
             kind=kind,
             path=path,
             **{name: names.get(name, "") for name in ("dataset", "model", "layer", "sae", "sample_type")},
-            rows=group.grid.rows,
+            rows=rows,
             written_rows=written,
-            state="done" if written == group.grid.rows else "partial",
-            stored_bytes=group.stored_bytes(),
-            note=_note(group),
+            state=state,
+            stored_bytes=stored_bytes,
+            note=note,
         )
 
     def _children(self, path: str) -> list[str]:
-        # No name of the format begins with a dot, but the files of desktops and file systems do.
-        return [name for name in self.storage.names(path) if name != "zarr.json" and not name.startswith(".")]
+        # Other names are those of files that desktops, editors and people leave in folders.
+        return [name for name in self.storage.names(path) if is_name(name)]
+
+    def _sample_types(self, path: str) -> list[str]:
+        return [name for name in self._children(path) if name in SAMPLE_TYPES]
 
     def _one_model(self, dataset: str, model: str | None) -> str:
         if model is not None:

@@ -28,7 +28,24 @@ ACTIVATIONS = "activations"
 CODES = "codes"
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._:+@=,()-]*")
-_RESERVED_COLUMNS = {"id", "split", "text", "path", "concepts", "concept", "sample"}
+_RESERVED_COLUMNS = {"id", "split", "text", "path", "concepts", "concept", "sample", LEDGER}
+
+
+def is_path_part(name: object) -> bool:
+    """Whether a name from anywhere can be one part of a path that stays where it is."""
+    return isinstance(name, str) and name not in ("", ".", "..", "zarr.json") and not set("/\\\0") & set(name)
+
+
+def is_name(name: str) -> bool:
+    """Whether a name can be that of a dataset, model, layer or SAE; others in a folder are not the format's."""
+    return (
+        isinstance(name, str)
+        and 0 < len(name) <= 120
+        and _NAME.fullmatch(name) is not None
+        and ".." not in name
+        and name[-1] not in " ."
+        and name != "zarr.json"
+    )
 
 
 def check_name(name: str, what: str) -> str:
@@ -40,15 +57,7 @@ def check_name(name: str, what: str) -> str:
         The name is empty, longer than 120 characters, holds a path separator or `..`, or begins or ends in a way that
         some file system or Zarr itself gives a meaning to.
     """
-    usable = (
-        isinstance(name, str)
-        and 0 < len(name) <= 120
-        and _NAME.fullmatch(name) is not None
-        and ".." not in name
-        and name[-1] not in " ."
-        and name != "zarr.json"
-    )
-    if not usable:
+    if not is_name(name):
         raise InputError(
             f"{what} name {name!r} cannot be used: give 1 to 120 letters, digits, spaces or ._:+@=,()- "
             "beginning with a letter or digit, without '..' and '/'"
@@ -59,17 +68,15 @@ def check_name(name: str, what: str) -> str:
 def check_column(name: str) -> str:
     """Return the name of an extra sample column if it can be the name of an array, else refuse it."""
     usable = (
-        isinstance(name, str)
-        and 0 < len(name) <= 200
+        is_path_part(name)
         and name.isprintable()
-        and not set("/\\") & set(name)
+        and len(name.encode()) <= 200  # file systems allow 255 bytes
         and not name.startswith((".", "__"))
         and name not in _RESERVED_COLUMNS
-        and name != "zarr.json"
     )
     if not usable:
         raise InputError(
-            f"column name {name!r} cannot be used: it must be printable, at most 200 characters, without '/', not "
+            f"column name {name!r} cannot be used: it must be printable, at most 200 bytes, without '/', not "
             f"begin with '.' or '__', and not be one of {', '.join(sorted(_RESERVED_COLUMNS))}; rename the column"
         )
     return name
@@ -92,7 +99,7 @@ class ModelKey:
     def __post_init__(self) -> None:
         check_name(self.dataset, "dataset")
         check_name(self.model, "model")
-        if self.model == SAMPLES:
+        if self.model.lower() == SAMPLES:  # some file systems do not tell cases apart
             raise InputError(f"model name {self.model!r} is taken by the format; choose another")
 
     @property
@@ -118,7 +125,7 @@ class ActivationsKey:
     def __post_init__(self) -> None:
         ModelKey(self.dataset, self.model)
         check_name(self.layer, "layer")
-        if self.layer == POSITIONS:
+        if self.layer.lower() == POSITIONS:
             raise InputError(f"layer name {self.layer!r} is taken by the format; choose another")
         check_sample_type(self.sample_type)
 

@@ -39,7 +39,7 @@ from saestore.errors import InputError, SaestoreError
 from saestore.verbs.names import Say, open_lake
 
 if TYPE_CHECKING:
-    from saestore.catalog import Catalog
+    from saestore.catalogs import Catalog
     from saestore.lake import Lake
 
 VERBS: dict[str, Callable[..., Any]] = {

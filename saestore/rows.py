@@ -10,100 +10,41 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any
 
 import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
+from saestore._row_documents import (
+    LEDGER_FIELDS,
+    ArraySpec,
+    Grid,
+    array_document,
+    check_consistent,
+    ledger_document,
+    whole_array,
+)
 from saestore.errors import ConflictError, HoleError, InputError, IntegrityError, MissingError
 from saestore.layout import ATTRIBUTE, FORMAT_VERSION, LEDGER, parents
-from saestore.shards import ShardedArray, checksum_bytes, decode, encode, encode_shard
-from saestore.storage import Storage, document_key, group_document, put_document, put_group, read_document
+from saestore.shards import ShardedArray, checksum_bytes, decode, encode_shard
+from saestore.storage import (
+    Storage,
+    claim_document,
+    document_key,
+    group_document,
+    put_document,
+    read_document,
+)
 
-LEDGER_FIELDS = ("crc32c", "bytes", "flagged", "run")
+__all__ = ["LEDGER_FIELDS", "ArraySpec", "Entry", "Grid", "RowGroup", "group_exists"]
+
 _ENTRY = np.dtype("<u8")
 _CONCURRENT_READS = 16
 _BYTES_PER_READ = 4 << 20
-
-Codec = Literal["bitshuffle", "shuffle", "zstd", "none"]
-
-
-@dataclass(frozen=True)
-class ArraySpec:
-    """One array of a row group.
-
-    Parameters
-    ----------
-    name : str
-        Name of the array in the group.
-    dtype : str
-        Zarr data type: a numpy name such as `float16`, or `string`.
-    width : int, optional
-        Length of the second axis; None for a 1-D array.
-    width_axis : str
-        Dimension name of the second axis.
-    codec : {"bitshuffle", "shuffle", "zstd", "none"}
-        Blosc zstd behind that shuffle, plain zstd, or raw bytes. crc32c always comes last.
-    level : int
-        Compression level.
-    attributes : mapping
-        Attributes of the array.
-    """
-
-    name: str
-    dtype: str
-    width: int | None = None
-    width_axis: str = "slot"
-    codec: Codec = "bitshuffle"
-    level: int = 3
-    attributes: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def shape_tail(self) -> tuple[int, ...]:
-        """Shape of one row."""
-        return () if self.width is None else (self.width,)
-
-    @property
-    def row_bytes(self) -> int:
-        """Bytes of one row before compression; strings count as 64."""
-        item = 64 if self.dtype == "string" else np.dtype(self.dtype).itemsize
-        return item * (self.width or 1)
-
-
-@dataclass(frozen=True)
-class Grid:
-    """How an axis is cut into shards, the unit of writing, and chunks, the unit of reading."""
-
-    rows: int
-    shard_rows: int
-    chunk_rows: int
-
-    @classmethod
-    def plan(cls, rows: int, *, shard_rows: int, chunk_rows: int) -> Grid:
-        """Fit the wished sizes to the axis: a short axis gets one short shard, and shards hold whole chunks."""
-        if rows <= 0:
-            raise InputError(f"there are {rows} rows to store; at least one is needed")
-        chunk = min(chunk_rows, rows, shard_rows)
-        shard = min(shard_rows, -(-rows // chunk) * chunk)
-        return cls(rows, max(1, shard // chunk) * chunk, chunk)
-
-    @property
-    def n_shards(self) -> int:
-        """Number of shards."""
-        return -(-self.rows // self.shard_rows)
-
-    def shard(self, index: int) -> slice:
-        """Return the rows of one shard."""
-        start = index * self.shard_rows
-        return slice(start, min(start + self.shard_rows, self.rows))
-
-    def shards(self, start: int, stop: int) -> range:
-        """Return the shards that hold rows of `start:stop`."""
-        return range(start // self.shard_rows, -(-stop // self.shard_rows)) if stop > start else range(0)
 
 
 @dataclass(frozen=True)
@@ -135,8 +76,10 @@ class RowGroup:
         self.array_names: tuple[str, ...] = tuple(self.attributes["arrays"])
         self.run = int(self.attributes["run"], 16)
         self._documents: dict[str, Any] = document["consolidated_metadata"]["metadata"]
+        check_consistent(self.grid, self.array_names, self._documents)
         self._arrays = {
-            name: ShardedArray(storage, f"{path}/{name}", self._documents[name]) for name in self.array_names
+            name: ShardedArray(storage, f"{path}/{name}", self._documents[name], self._size_by_ledger(column))
+            for column, name in enumerate(self.array_names)
         }
         self._entries: dict[int, tuple[Entry, ...]] = {}
 
@@ -179,7 +122,7 @@ class RowGroup:
         Raises
         ------
         ConflictError
-            The group exists and was made from another plan.
+            The group exists and was made from another plan, or another process is creating it from one.
         """
         plan = {
             "kind": kind,
@@ -196,18 +139,31 @@ class RowGroup:
             if group.attributes["run"] != run:
                 raise ConflictError(_difference(storage, path, group.attributes, plan))
             return group
-        documents = {spec.name: _array_document(spec, axis, grid) for spec in arrays}
-        documents[LEDGER] = _ledger_document(grid.n_shards, len(arrays))
-        manifest: dict[str, Any] = {}
-        for name, (content, dimensions) in (whole or {}).items():
-            documents[name], encoded = _whole_array(content, dimensions)
-            manifest[name] = {"bytes": len(encoded), "crc32c": google_crc32c.value(encoded)}
-            storage.put(_chunk_key(path, name, (0,) * content.ndim), encoded)
         for parent in parents(path):
             if read_document(storage, parent) is None:
-                put_group(storage, parent)
+                claim_document(storage, parent, group_document())
+        # The ledger's document comes first and is never replaced: of two plans at once, one gets the place.
+        ledger = ledger_document(grid.n_shards, len(arrays), run)
+        claimed = claim_document(storage, f"{path}/{LEDGER}", ledger)
+        if claimed != ledger:
+            existing = read_document(storage, path)
+            if existing is not None:
+                raise ConflictError(
+                    _difference(storage, path, cls.from_document(storage, path, existing).attributes, plan)
+                )
+            raise ConflictError(
+                f"{path} in {storage.url} is being created from another plan, or was left half created by one that was "
+                f"stopped; wait for it, or delete {path}"
+            )
+        documents = {spec.name: array_document(spec, axis, grid) for spec in arrays}
+        manifest: dict[str, Any] = {}
+        for name, (content, dimensions) in (whole or {}).items():
+            documents[name], encoded = whole_array(content, dimensions)
+            manifest[name] = {"bytes": len(encoded), "crc32c": google_crc32c.value(encoded)}
+            storage.put(_chunk_key(path, name, (0,) * content.ndim), encoded)
         for name, document in documents.items():
             put_document(storage, f"{path}/{name}", document)
+        documents[LEDGER] = ledger
         own = {**plan, "format": FORMAT_VERSION, "run": run, "whole": manifest, **_plain(attributes or {})}
         document = group_document({ATTRIBUTE: own})
         document["consolidated_metadata"] = {"kind": "inline", "must_understand": False, "metadata": documents}
@@ -234,15 +190,26 @@ class RowGroup:
     @classmethod
     def from_document(cls, storage: Storage, path: str, document: Mapping[str, Any]) -> RowGroup:
         """Open a group whose document has been read already."""
-        own = document.get("attributes", {}).get(ATTRIBUTE, {})
-        if own.get("format", FORMAT_VERSION) != FORMAT_VERSION:
+        own = document.get("attributes", {}).get(ATTRIBUTE)
+        if isinstance(own, dict) and own.get("format", FORMAT_VERSION) != FORMAT_VERSION:
             raise IntegrityError(
                 f"{path} in {storage.url} has format {own['format']}, this saestore reads format {FORMAT_VERSION}; "
                 "update saestore"
             )
-        if "grid" not in own or "consolidated_metadata" not in document:
-            raise IntegrityError(f"{path} in {storage.url} is not a row group; it was not written by saestore")
-        return cls(storage, path, document)
+        if not isinstance(own, dict) or "grid" not in own or "consolidated_metadata" not in document:
+            raise IntegrityError(
+                f"{path} in {storage.url} is not a row group; it was not written by saestore: delete it, or give "
+                "another path"
+            )
+        try:
+            return cls(storage, path, document)
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            # Attributes may be anybody's; what a reader needs of them is checked here, once.
+            raise IntegrityError(
+                f"the metadata of {path} in {storage.url} contradict the format "
+                f"({type(error).__name__}: {str(error).splitlines()[0][:120] if str(error) else '-'}); "
+                "restore its zarr.json from a copy"
+            ) from error
 
     # ---------------------------------------------------------------- ledger
 
@@ -276,9 +243,7 @@ class RowGroup:
         unknown = [shard for shard in wanted if shard not in self._entries]
         for shard, content in zip(unknown, self._get_many([self._ledger_key(shard) for shard in unknown]), strict=True):
             if content is not None:
-                entry = _decode_entry(content, len(self.array_names), f"{self.path}/{LEDGER} shard {shard}")
-                if entry[0].bytes:
-                    self._entries[shard] = entry
+                self._entries[shard] = self._decode_entry(content, shard)
         return {shard: self._entries.get(shard) for shard in wanted}
 
     def stored_bytes(self) -> int:
@@ -350,12 +315,17 @@ class RowGroup:
         entry = np.zeros((len(self.array_names), len(LEDGER_FIELDS)), dtype=_ENTRY)
         for column, name in enumerate(self.array_names):
             content = arrays[name]
-            assert content.shape[0] == rows.stop - rows.start, (name, content.shape, rows)
+            stored = self._arrays[name].dtype
+            assert content.shape == (rows.stop - rows.start, *self._documents[name]["shape"][1:]), (name, content.shape)
+            assert stored.hasobject or np.can_cast(content.dtype, stored, "safe"), (name, content.dtype, stored)
             encoded = encode_shard(self._documents[name], content)
             self.storage.put(_chunk_key(self.path, name, (shard,) + (0,) * (content.ndim - 1)), encoded)
             entry[column] = (google_crc32c.value(encoded), len(encoded), (flagged or {}).get(name, 0), self.run)
         raw = entry.tobytes()
         self.storage.put(self._ledger_key(shard), raw + checksum_bytes(raw))
+        self._entries.pop(shard, None)
+        for array in self._arrays.values():
+            array.forget(shard)
         return int(entry[:, 1].sum())
 
     # --------------------------------------------------------------- reading
@@ -378,6 +348,8 @@ class RowGroup:
         stop = self.grid.rows if stop is None else stop
         if not 0 <= start <= stop <= self.grid.rows:
             raise InputError(f"rows {start}:{stop} of {self.path} do not exist; it has {self.grid.rows} {self.axis}s")
+        if name not in self._arrays:
+            raise MissingError(f"{self.path} has no array {name!r}; it has {', '.join(self.array_names)}")
         self.check_present(start, stop)
         return self._arrays[name].read(start, stop)
 
@@ -409,7 +381,11 @@ class RowGroup:
         IntegrityError
             It is lost or damaged.
         """
-        expected = self.attributes["whole"][name]
+        expected = self.attributes["whole"].get(name)
+        if expected is None:
+            raise MissingError(
+                f"{self.path} has no array {name!r} off the axis; it has {list(self.attributes['whole'])}"
+            )
         document = self._documents[name]
         key = _chunk_key(self.path, name, (0,) * len(document["shape"]))
         content = self.storage.get(key)
@@ -430,6 +406,30 @@ class RowGroup:
             return [self.storage.get(key) for key in keys]
         with ThreadPoolExecutor(min(_CONCURRENT_READS, len(keys))) as pool:
             return list(pool.map(self.storage.get, keys))
+
+    def _size_by_ledger(self, column: int) -> Callable[[int], int | None]:
+        def size(shard: int) -> int | None:
+            row = self.entries([shard])[shard]
+            return None if row is None else row[column].bytes
+
+        return size
+
+    def _decode_entry(self, content: bytes, shard: int) -> tuple[Entry, ...]:
+        raw, checksum = content[:-4], content[-4:]
+        table = np.frombuffer(raw[: len(raw) // 8 * 8], dtype=_ENTRY).reshape(-1)
+        shape = (len(self.array_names), len(LEDGER_FIELDS))
+        if table.size != math.prod(shape) or len(raw) != table.nbytes or checksum_bytes(raw) != checksum:
+            fault = "is damaged"
+        elif not table.reshape(shape)[:, LEDGER_FIELDS.index("bytes")].all():
+            fault = "names no stored bytes"
+        elif (table.reshape(shape)[:, LEDGER_FIELDS.index("run")] != self.run).any():
+            fault = "was written by another run into this group"
+        else:
+            return tuple(Entry(*map(int, row)) for row in table.reshape(shape))
+        raise IntegrityError(
+            f"the ledger entry {self._ledger_key(shard)} in {self.storage.url} {fault}; delete that file and run the "
+            f"command that writes shard {shard} again"
+        )
 
     def _ledger_key(self, shard: int) -> str:
         return f"{self.path}/{LEDGER}/c.{shard}.0.0"
@@ -470,89 +470,5 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _codecs(spec: ArraySpec) -> dict[str, Any]:
-    from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
-
-    if spec.codec == "none":
-        return {"compressors": (Crc32cCodec(),)}
-    if spec.codec == "zstd":
-        return {"compressors": (ZstdCodec(level=spec.level), Crc32cCodec())}
-    return {"compressors": (BloscCodec(cname="zstd", clevel=spec.level, shuffle=spec.codec), Crc32cCodec())}
-
-
-def _array_document(spec: ArraySpec, axis: str, grid: Grid) -> dict[str, Any]:
-    import zarr
-    from zarr.storage import MemoryStore
-
-    store = MemoryStore()
-    zarr.create_array(
-        store,
-        shape=(grid.rows, *spec.shape_tail),
-        chunks=(grid.chunk_rows, *spec.shape_tail),
-        shards={"shape": (grid.shard_rows, *spec.shape_tail), "index_location": "start"},  # type: ignore[arg-type]
-        dtype=spec.dtype,
-        fill_value="" if spec.dtype == "string" else 0,
-        dimension_names=(axis,) if spec.width is None else (axis, spec.width_axis),
-        attributes=dict(spec.attributes),
-        zarr_format=3,
-        **_codecs(spec),
-    )
-    return _document_of(store)
-
-
-def _ledger_document(n_shards: int, n_arrays: int) -> dict[str, Any]:
-    import zarr
-    from zarr.codecs import Crc32cCodec
-    from zarr.storage import MemoryStore
-
-    store = MemoryStore()
-    zarr.create_array(
-        store,
-        shape=(n_shards, n_arrays, len(LEDGER_FIELDS)),
-        chunks=(1, n_arrays, len(LEDGER_FIELDS)),
-        dtype="uint64",
-        fill_value=0,
-        compressors=(Crc32cCodec(),),
-        chunk_key_encoding={"name": "default", "separator": "."},
-        dimension_names=("shard", "array", "ledger_field"),
-        attributes={"fields": list(LEDGER_FIELDS)},
-        zarr_format=3,
-    )
-    return _document_of(store)
-
-
-def _whole_array(content: NDArray[Any], dimensions: tuple[str, ...]) -> tuple[dict[str, Any], bytes]:
-    import zarr
-    from zarr.codecs import Crc32cCodec, ZstdCodec
-    from zarr.storage import MemoryStore
-
-    store = MemoryStore()
-    zarr.create_array(
-        store,
-        shape=content.shape,
-        chunks=content.shape,
-        dtype=content.dtype,
-        fill_value=0,
-        compressors=(ZstdCodec(level=3), Crc32cCodec()),
-        dimension_names=dimensions,
-        zarr_format=3,
-    )
-    document = _document_of(store)
-    return document, encode(content, document["codecs"])
-
-
-def _document_of(store: Any) -> dict[str, Any]:
-    document: dict[str, Any] = json.loads(store._store_dict["zarr.json"].to_bytes())
-    return document
-
-
 def _chunk_key(path: str, name: str, index: tuple[int, ...]) -> str:
     return "/".join([path, name, "c", *map(str, index)])
-
-
-def _decode_entry(content: bytes, n_arrays: int, what: str) -> tuple[Entry, ...]:
-    raw, checksum = content[:-4], content[-4:]
-    if len(raw) != n_arrays * len(LEDGER_FIELDS) * _ENTRY.itemsize or checksum_bytes(raw) != checksum:
-        raise IntegrityError(f"{what} is damaged; remove that ledger entry and write the shard again")
-    table = np.frombuffer(raw, dtype=_ENTRY).reshape(n_arrays, len(LEDGER_FIELDS))
-    return tuple(Entry(*map(int, row)) for row in table)

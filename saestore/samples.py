@@ -240,7 +240,7 @@ def samples_from_entry(entry: DatasetEntry, *, limit: int | None = None, check_f
 
     Examples
     --------
-    >>> from saestore.catalog import load_catalog
+    >>> from saestore.catalogs import load_catalog
     >>> samples_from_entry(load_catalog().dataset("sae-probes/5_hist_fig_ismale")).concept_names
     ('target',)
     """

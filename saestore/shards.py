@@ -8,8 +8,8 @@ trials). Writing is done here because zarr reads the old shard before it writes 
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -29,6 +29,16 @@ _THREADS = 8
 _pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="saestore-read")
 
 
+def _start_pool() -> None:
+    global _pool
+    _pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="saestore-read")
+
+
+if hasattr(os, "register_at_fork"):
+    # Threads do not survive a fork: in a child (a DataLoader's worker) the inherited pool would wait for them forever.
+    os.register_at_fork(after_in_child=_start_pool)
+
+
 class ShardedArray:
     """One sharded array of a row group, read by ranges of rows. Methods may be called from several threads.
 
@@ -40,9 +50,17 @@ class ShardedArray:
         Path of the array.
     document : mapping
         Its Zarr v3 metadata: shards and chunks span the whole second axis, `index_location` is `start`.
+    stored_bytes : callable, optional
+        Gives the size of a shard's object by the ledger; another size is damage.
     """
 
-    def __init__(self, storage: Storage, path: str, document: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        storage: Storage,
+        path: str,
+        document: Mapping[str, Any],
+        stored_bytes: Callable[[int], int | None] | None = None,
+    ) -> None:
         self._storage = storage
         self._path = path
         self._shape = tuple(document["shape"])
@@ -52,8 +70,12 @@ class ShardedArray:
         self._codecs = sharding["codecs"]
         self._is_string = document["data_type"] == "string"
         self.dtype = np.dtype(object if self._is_string else document["data_type"])
+        self._stored_bytes = stored_bytes
         self._indexes: dict[int, NDArray[np.uint64]] = {}
-        self._lock = threading.Lock()
+
+    def forget(self, shard: int) -> None:
+        """Drop what is remembered of a shard, because it is written anew."""
+        self._indexes.pop(shard, None)
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
         """Return rows `start:stop`, which must have been written.
@@ -108,18 +130,18 @@ class ShardedArray:
             out[low - start : high - start] = rows[low - first_row : high - first_row]
 
     def _decode(self, content: memoryview, shard: int, chunk: int) -> NDArray[Any]:
+        shape = (self._chunk_rows, *self._shape[1:])
         try:
             raw = decode(content, self._codecs)
+            if self._is_string:
+                return np.asarray(raw, dtype=object).reshape(shape)
+            return np.frombuffer(raw, dtype=self.dtype.newbyteorder("<")).reshape(shape)
         except Exception as error:  # whatever the codec library makes of bad bytes
             raise self._damage(shard, f"is damaged in chunk {chunk} ({error})") from error
-        if self._is_string:
-            return np.asarray(raw, dtype=object).reshape(self._chunk_rows, *self._shape[1:])
-        return np.frombuffer(raw, dtype=self.dtype.newbyteorder("<")).reshape(self._chunk_rows, *self._shape[1:])
 
     def _index(self, shard: int) -> NDArray[np.uint64]:
         """Offsets and sizes of a shard's chunks, (n_chunks, 2)."""
-        with self._lock:
-            found = self._indexes.get(shard)
+        found = self._indexes.get(shard)
         if found is not None:
             return found
         n_chunks = self._shard_rows // self._chunk_rows
@@ -130,8 +152,15 @@ class ShardedArray:
             index = np.frombuffer(_verified(memoryview(parts[0])), dtype="<u8").reshape(n_chunks, 2)
         except ValueError as error:
             raise self._damage(shard, f"is damaged in its index ({error})") from error
-        with self._lock:
-            self._indexes[shard] = index
+        rows = min(self._shape[0] - shard * self._shard_rows, self._shard_rows)
+        used = index[: -(-rows // self._chunk_rows)]
+        ends = used.sum(axis=1)
+        if (used == _ABSENT).any() or (ends < used[:, 0]).any():
+            raise self._damage(shard, "has no chunk for some of its rows")
+        expected = None if self._stored_bytes is None else self._stored_bytes(shard)
+        if expected is not None and int(ends.max()) != expected:
+            raise self._damage(shard, "is not the object that its ledger entry is about")
+        self._indexes[shard] = index  # one assignment: threads that come at once store the same
         return index
 
     def _key(self, shard: int) -> str:
@@ -235,6 +264,8 @@ def decode(content: memoryview, codecs: Sequence[Mapping[str, Any]]) -> Any:
         if name == "crc32c":
             current = _verified(current)
         elif name == "blosc":
+            if int.from_bytes(current[12:16], "little") != len(current):  # c-blosc believes its header
+                raise ValueError("blosc header of another length")
             current = blosc.decompress(current)
         elif name == "zstd":
             current = zstd.decompress(current)

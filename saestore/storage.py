@@ -9,12 +9,13 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import threading
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from saestore.errors import DependencyError, InputError, IntegrityError
 
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 _OBSTORE_SCHEMES = {"s3", "s3a", "gs", "gcs", "az", "azure", "abfs", "abfss"}
 _ZARR_DOCUMENT = "zarr.json"
+_ONE_SLASH = re.compile(r"(file|local|memory|https?|s3a?|gs|gcs|az|azure|abfss?):/(?!/)", re.IGNORECASE)
+_SECRET_OPTION = re.compile(r"key|secret|token|pass|sas|sig|credential", re.IGNORECASE)
 
 _memory_stores: dict[str, Store] = {}
 _open_lock = threading.Lock()
@@ -45,6 +48,13 @@ class Storage(Protocol):
 
     def put(self, key: str, content: bytes | memoryview) -> None:
         """Write one whole object; on return it is durable, and at no time is a part of it visible."""
+
+    def put_if_absent(self, key: str, content: bytes) -> bytes:
+        """Write one whole object unless there is one, and return the bytes that are there now.
+
+        Of several writers at once one wins, and all are told the winner's bytes (on fsspec's file systems only where
+        they do not come within the same moment).
+        """
 
     def sizes(self, keys: Sequence[str]) -> list[int | None]:
         """Return the size in bytes of each object, None where there is none."""
@@ -72,7 +82,7 @@ def open_storage(url: str | os.PathLike[str], *, storage_options: Mapping[str, A
     Raises
     ------
     InputError
-        The URL is empty or its scheme is unknown.
+        The URL is empty, holds a password, or its scheme is unknown.
     DependencyError
         The package for the scheme is not installed.
     """
@@ -80,10 +90,28 @@ def open_storage(url: str | os.PathLike[str], *, storage_options: Mapping[str, A
     options = dict(storage_options or {})
     if not text.strip():
         raise InputError("the lake URL is empty; give a path or a URL such as s3://bucket/lake")
-    scheme = text.split("://", 1)[0].lower() if "://" in text else ""
-    if scheme in ("", "file"):
-        path = Path(unquote(urlsplit(text).path)) if scheme else Path(text)
-        return LocalStorage(str(path.expanduser().absolute()))
+    if "\0" in text:
+        raise InputError(f"the lake URL {text!r} holds a NUL; give a path or a URL such as s3://bucket/lake")
+    if _ONE_SLASH.match(text):
+        raise InputError(
+            f"the lake URL {text} has one slash after the scheme; write it with two, as in s3://bucket/lake"
+        )
+    scheme, _, rest = text.partition("://") if "://" in text else ("", "", text)
+    scheme = scheme.lower()
+    if scheme and re.match(r"[^/@]*:[^/]*@", rest):
+        raise InputError(
+            f"the {scheme}:// URL holds a password, which would be shown and logged; "
+            "give it in the environment or in storage_options"
+        )
+    if scheme == "file":
+        host, slash, below = rest.partition("/")
+        if not slash or host not in ("", "localhost"):
+            raise InputError(
+                f"{text} names no file of this machine; write a path, or file:///folder with three slashes"
+            )
+        return LocalStorage(f"/{unquote(below)}")
+    if not scheme:
+        return LocalStorage(str(Path(text).expanduser().absolute()))
     if scheme == "memory":
         return RemoteStorage(text, options, _memory_store(text))
     if scheme in _OBSTORE_SCHEMES:
@@ -100,19 +128,17 @@ def read_document(storage: Storage, path: str) -> dict[str, Any] | None:
         The document is there and is not valid JSON.
     """
     content = storage.get(document_key(path))
-    if content is None:
-        return None
-    try:
-        return cast(dict[str, Any], json.loads(content))
-    except ValueError:
-        raise IntegrityError(
-            f"{document_key(path)} in {storage.url} is not valid JSON; restore it from a copy"
-        ) from None
+    return None if content is None else _parse_document(storage, path, content)
 
 
 def put_document(storage: Storage, path: str, document: Mapping[str, Any]) -> None:
     """Write the metadata document of a node."""
-    storage.put(document_key(path), json.dumps(document, indent=1, sort_keys=True, allow_nan=False).encode())
+    storage.put(document_key(path), _document_bytes(document))
+
+
+def claim_document(storage: Storage, path: str, document: Mapping[str, Any]) -> dict[str, Any]:
+    """Write the metadata document of a node unless it has one, and return the one that it has now."""
+    return _parse_document(storage, path, storage.put_if_absent(document_key(path), _document_bytes(document)))
 
 
 def put_group(storage: Storage, path: str, attributes: Mapping[str, Any] | None = None) -> None:
@@ -128,6 +154,22 @@ def group_document(attributes: Mapping[str, Any] | None = None) -> dict[str, Any
 def document_key(path: str) -> str:
     """Return the key of a node's metadata document; the root's path is the empty string."""
     return f"{path}/{_ZARR_DOCUMENT}" if path else _ZARR_DOCUMENT
+
+
+def _document_bytes(document: Mapping[str, Any]) -> bytes:
+    return json.dumps(document, indent=1, sort_keys=True, allow_nan=False).encode()
+
+
+def _parse_document(storage: Storage, path: str, content: bytes) -> dict[str, Any]:
+    try:
+        document = json.loads(content)
+    except (ValueError, RecursionError):
+        document = None
+    if not isinstance(document, dict) or not isinstance(document.get("attributes", {}), dict):
+        raise IntegrityError(
+            f"{document_key(path)} in {storage.url} is not valid JSON of a Zarr node; restore it from a copy"
+        )
+    return document
 
 
 class LocalStorage:
@@ -158,7 +200,7 @@ class LocalStorage:
         """Return parts of the file."""
         try:
             with open(self._path(key), "rb", buffering=0) as file:
-                return [os.pread(file.fileno(), stop - start, start) for start, stop in ranges]
+                return [_read_range(file.fileno(), start, stop) for start, stop in ranges]
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             return None
         except OSError as error:
@@ -172,16 +214,27 @@ class LocalStorage:
         InputError
             The folder cannot be written or the disk is full.
         """
+        self._put(key, content, os.replace)
+
+    def put_if_absent(self, key: str, content: bytes) -> bytes:
+        """Write one file unless there is one, and return the bytes that are there now."""
+        there = self.get(key)
+        if there is None:
+            self._put(key, content, _link_if_absent)
+            there = self.get(key)
+        return content if there is None else there
+
+    def _put(self, key: str, content: bytes | memoryview, give_name: Callable[[Path, Path], None]) -> None:
         path = self._path(key)
         temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            _make_folder(path.parent)
             try:
                 with open(temporary, "wb") as file:
                     file.write(content)
                     file.flush()
                     os.fsync(file.fileno())
-                os.replace(temporary, path)
+                give_name(temporary, path)
             except BaseException:
                 temporary.unlink(missing_ok=True)
                 raise
@@ -208,9 +261,11 @@ class LocalStorage:
             return self._path(key).stat().st_size
         except (FileNotFoundError, NotADirectoryError):
             return None
+        except OSError as error:
+            raise _explain(error, "read", self._path(key)) from error
 
     def _path(self, key: str) -> Path:
-        return self._root / key if key else self._root
+        return self._root / _checked_key(key) if key else self._root
 
 
 class RemoteStorage:
@@ -228,7 +283,7 @@ class RemoteStorage:
         """Return the object's bytes, or None."""
         from zarr.core.buffer import default_buffer_prototype
 
-        buffer = self._wait(self._store.get(key, prototype=default_buffer_prototype()), "read", key)
+        buffer = self._wait(self._store.get(_checked_key(key), prototype=default_buffer_prototype()), "read", key)
         return None if buffer is None else buffer.to_bytes()
 
     def get_ranges(self, key: str, ranges: Sequence[tuple[int, int]]) -> list[bytes] | None:
@@ -236,18 +291,42 @@ class RemoteStorage:
         from zarr.abc.store import RangeByteRequest
         from zarr.core.buffer import default_buffer_prototype
 
-        asked = [(key, RangeByteRequest(start, stop)) for start, stop in ranges]
+        asked = [(_checked_key(key), RangeByteRequest(start, stop)) for start, stop in ranges]
         try:
             parts = self._wait(self._store.get_partial_values(default_buffer_prototype(), asked), "read", key)
         except FileNotFoundError:
             return None
+        except InputError:
+            # Buckets refuse a range that begins beyond the end of the object; a file gives what there is.
+            size = self.sizes([key])[0]
+            if size is None or all(start < size for start, _ in ranges):
+                raise
+            content = self.get(key)
+            return None if content is None else [content[start:stop] for start, stop in ranges]
         return None if any(part is None for part in parts) else [part.to_bytes() for part in parts]
 
     def put(self, key: str, content: bytes | memoryview) -> None:
         """Write one object."""
         from zarr.core.buffer import cpu
 
-        self._wait(self._store.set(key, cpu.Buffer.from_bytes(bytes(content))), "write", key)
+        try:
+            self._wait(self._store.set(_checked_key(key), cpu.Buffer.from_bytes(bytes(content))), "write", key)
+        except FileNotFoundError as error:
+            raise self._error(error, "write", key) from error
+
+    def put_if_absent(self, key: str, content: bytes) -> bytes:
+        """Write one object unless there is one, and return the bytes that are there now."""
+        from zarr.core.buffer import cpu
+
+        there = self.get(key)
+        if there is None:
+            buffer = cpu.Buffer.from_bytes(content)
+            try:
+                self._wait(self._store.set_if_not_exists(key, buffer), "write", key)
+            except FileNotFoundError as error:
+                raise self._error(error, "write", key) from error
+            there = self.get(key)
+        return content if there is None else there
 
     def sizes(self, keys: Sequence[str]) -> list[int | None]:
         """Return the objects' sizes, asked for concurrently."""
@@ -280,10 +359,13 @@ class RemoteStorage:
         except FileNotFoundError:
             raise
         except Exception as error:  # each store library has its own family of errors
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-            raise InputError(
-                f"cannot {act} {key or '/'} in {self.url}: {reason}; check the URL, the credentials and the network"
-            ) from error
+            raise self._error(error, act, key) from error
+
+    def _error(self, error: Exception, act: str, key: str) -> InputError:
+        return InputError(
+            f"cannot {act} {key or '/'} in {self.url}: {_reason(error, self.options)}; "
+            "check the URL, the credentials and the network"
+        )
 
 
 def _reopen(url: str, options: Mapping[str, Any]) -> Storage:
@@ -308,7 +390,7 @@ def _object_store(url: str, options: Mapping[str, Any]) -> Store:
     try:
         return ObjectStore(from_url(url, config=config or None, client_options=options.get("client_options")))
     except Exception as error:  # obstore raises its own family; its messages name the faulty key
-        raise InputError(f"cannot open {url}: {str(error).splitlines()[0][:200]}") from error
+        raise InputError(f"cannot open {url}: {_reason(error, options)}; check the URL and its options") from error
 
 
 def _fsspec_store(url: str, options: Mapping[str, Any]) -> Store:
@@ -322,15 +404,67 @@ def _fsspec_store(url: str, options: Mapping[str, Any]) -> Store:
         filesystem, path = fsspec.core.url_to_fs(url, **options, **({"asynchronous": True} if is_async else {}))
     except ImportError as error:
         raise DependencyError(f"{url} needs a package that is not installed: {error}") from None
-    except ValueError as error:
-        raise InputError(f"cannot open {url}: {error}; use a path, s3://, gs://, az:// or memory://") from error
+    except Exception as error:  # each file system has its own family of errors
+        reason = _reason(error, options)
+        raise InputError(f"cannot open {url}: {reason}; use a path, s3://, gs://, az:// or memory://") from error
     return FsspecStore(filesystem if is_async else AsyncFileSystemWrapper(filesystem, asynchronous=True), path=path)
+
+
+def _checked_key(key: str) -> str:
+    """Refuse a key that leaves the lake: keys are made of names that were read from the lake too."""
+    if "\0" in key or not {"", ".", ".."}.isdisjoint(key.split("/")):
+        raise InputError(f"{key!r} is not a path inside a lake; the lake's metadata were not written by saestore")
+    return key
+
+
+def _reason(error: Exception, options: Mapping[str, Any]) -> str:
+    """Return the first line of a library's error without what must not be shown: secrets, and queries of URLs."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    text = re.sub(r"(://[^\s?]*\?)[^\s)]*", r"\1...", lines[0])
+    for name, value in options.items():
+        if isinstance(value, str) and value and _SECRET_OPTION.search(name):
+            text = text.replace(value, "***")
+    return text[:200]
+
+
+def _read_range(descriptor: int, start: int, stop: int) -> bytes:
+    """Read a range to its end or the file's: one call may return less than it was asked for."""
+    parts: list[bytes] = []
+    while start < stop and (part := os.pread(descriptor, stop - start, start)):
+        parts.append(part)
+        start += len(part)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def _link_if_absent(temporary: Path, path: Path) -> None:
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        pass  # another writer was first
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.ENOSYS):
+            raise
+        if not path.exists():  # a file system without links, such as FAT
+            os.replace(temporary, path)
+            return
+    temporary.unlink()
+
+
+def _make_folder(folder: Path) -> None:
+    """Make a folder and those above it; a new name is durable when the folder that holds it is synced."""
+    if not folder.is_dir():
+        _make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        _sync_folder(folder.parent)
 
 
 def _sync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems cannot sync folders
+            raise
     finally:
         os.close(descriptor)
 
@@ -344,6 +478,13 @@ def _explain(error: OSError, act: str, path: Path) -> InputError:
         errno.EROFS: "the file system is read-only; choose another place for the lake",
         errno.ENOTDIR: "a part of the path is a file, not a folder; choose another path",
         errno.EEXIST: "a part of the path is a file, not a folder; choose another path",
+        errno.EISDIR: "there is a folder of that name; choose another path",
+        errno.ENAMETOOLONG: "a name in the path is too long; choose a shorter one",
+        errno.EMFILE: "too many open files; raise the limit with: ulimit -n 4096",
     }
-    reason = reasons.get(error.errno or 0, error.strerror or type(error).__name__)
-    return InputError(f"cannot {act} {path}: {reason}")
+    if act != "write":
+        reasons[errno.EACCES] = "permission denied; ask the owner to let you read it"
+    reason = reasons.get(error.errno or 0)
+    return InputError(
+        f"cannot {act} {path}: {reason or f'{error.strerror or type(error).__name__}; check the disk and the path'}"
+    )

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from saestore.errors import InputError, MissingError
-from saestore.layout import SPLITS, ModelKey, check_column, samples_path
+from saestore.layout import LEDGER, SPLITS, ModelKey, check_column, samples_path
 from saestore.rows import ArraySpec, Grid, RowGroup
 from saestore.samples import SampleTable
 from saestore.storage import Storage
@@ -159,6 +159,13 @@ def write_samples(storage: Storage, dataset: str, table: SampleTable) -> Samples
         arrays[check_column(name)] = _storable(column)
     if table.concept_names:
         arrays["concepts"] = np.asarray(table.concepts, dtype=np.uint8)
+    folded = [name.casefold() for name in (*arrays, LEDGER)]
+    if len(set(folded)) != len(folded):
+        twin = next(name for name in table.columns if folded.count(name.casefold()) > 1)
+        raise InputError(
+            f"column name {twin!r} differs from another one only in case, which some file systems do not tell apart; "
+            "rename the column"
+        )
     specs = [
         ArraySpec(
             name,
@@ -226,9 +233,20 @@ class Positions:
         return np.searchsorted(self.offsets, rows, side="right") - 1
 
     def rows_of(self, samples: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
-        """Return all rows of chosen samples, sample by sample."""
-        starts, stops = self.offsets[samples], self.offsets[np.asarray(samples) + 1]
-        return np.concatenate([np.arange(a, b) for a, b in zip(starts, stops, strict=True)] or [np.empty(0, np.int64)])
+        """Return all rows of chosen samples, sample by sample.
+
+        Raises
+        ------
+        InputError
+            A sample does not exist.
+        """
+        places = np.asarray(samples, dtype=np.int64)
+        outside = (places < 0) | (places >= len(self.offsets) - 1)
+        if outside.any():
+            raise InputError(f"sample {places[outside][0]} does not exist: there are {len(self.offsets) - 1} samples")
+        lengths = np.diff(self.offsets)[places]
+        before = np.cumsum(lengths) - lengths
+        return np.repeat(self.offsets[places] - before, lengths) + np.arange(lengths.sum())
 
     def special(self, start: int = 0, stop: int | None = None) -> NDArray[np.bool_]:
         """Return which rows are special tokens, which analyses leave out."""
@@ -292,4 +310,6 @@ def _write_all(group: RowGroup, arrays: Mapping[str, NDArray[Any]]) -> None:
 
 def _storable(column: Any) -> NDArray[Any]:
     values = np.asarray(column)
-    return values if values.dtype.kind in "biuf" else np.asarray(column, dtype=object)
+    if values.dtype.kind not in "biuf":
+        return np.asarray(column, dtype=object)
+    return values.astype(values.dtype.newbyteorder("="), copy=False)  # the format knows no other byte order

@@ -72,7 +72,13 @@ def test_files_of_a_lake_are_opened_in_storage_alone() -> None:
 
 
 def test_importing_saestore_loads_nothing_heavy() -> None:
-    names = ["saestore", "saestore.encode", "saestore.extract.writer", "saestore.formats.importer", "saestore.lake"]
+    names = [
+        "saestore",
+        "saestore.encoding.writer",
+        "saestore.extraction.writer",
+        "saestore.formats.importer",
+        "saestore.lake",
+    ]
     program = f"import sys, {', '.join(names)}; print(*sorted(set({HEAVY!r}) & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []

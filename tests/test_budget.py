@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from saestore.budget import parse_memory, readable_bytes, require_memory
@@ -48,3 +49,14 @@ def test_the_refusal_names_both_numbers_and_the_remedy() -> None:
 )
 def test_readable_bytes(count: int, text: str) -> None:
     assert readable_bytes(count) == text
+
+
+@pytest.mark.parametrize("given", [5e9, "5000000000", np.int64(5_000_000_000)])
+def test_numbers_of_every_type_are_bytes(given: str | int) -> None:
+    assert parse_memory(given) == 5_000_000_000
+
+
+@pytest.mark.parametrize("given", [float("nan"), float("inf"), "9" * 400 + "T"])
+def test_numbers_that_are_no_sizes(given: str | int) -> None:
+    with pytest.raises(InputError, match="not a size above zero"):
+        parse_memory(given)

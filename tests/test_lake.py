@@ -13,10 +13,11 @@ import xarray as xr
 import zarr
 from built_lake import BuiltLake, build, sample_table, sparse_rows, top_k, write_activations, write_codes
 
-from saestore.errors import HoleError, InputError, MissingError
+from saestore.errors import BudgetError, HoleError, InputError, IntegrityError, MissingError
 from saestore.lake import Lake, layer_name
 from saestore.layout import ActivationsKey, CodesKey, sae_path
 from saestore.rows import ArraySpec, Grid, RowGroup
+from saestore.samples import SampleTable
 from saestore.storage import open_storage, put_group, read_document
 from saestore.tables import write_samples
 
@@ -207,3 +208,82 @@ def test_every_node_opens_in_plain_zarr_and_xarray_without_warnings(tmp_path: Pa
         np.testing.assert_array_equal(values[:], built.tokens.values)  # type: ignore[index]
         plain = xr.open_zarr(tmp_path / "lake/data/d/m/layer_3/codes/s/token")
         np.testing.assert_array_equal(plain["indices"].values, built.tokens.indices)
+
+
+def test_foreign_files_do_not_hide_the_lake(built: BuiltLake, tmp_path: Path) -> None:
+    before = built.lake.status()
+    root = tmp_path / "lake"
+    for stray in (
+        "data/notes.txt~",
+        "data/d/.DS_Store",
+        "data/d/m/layer_3/activations/tmp",
+        "data/d/m/layer_3/codes/s/#1",
+    ):
+        (root / stray).mkdir(parents=True)
+        (root / stray / "zarr.json").write_text("no json")
+    (root / "saes").mkdir(exist_ok=True)
+    (root / "saes/__pycache__").mkdir()
+    assert built.lake.status() == before
+    assert built.lake.datasets() == ["d"]
+
+
+def test_status_names_damage_and_lists_the_rest(built: BuiltLake, tmp_path: Path) -> None:
+    before = {row.path: row for row in built.lake.status()}
+    codes = "data/d/m/layer_3/codes/s/mean"
+    means = next(path for path in before if path == codes)
+    samples = "data/d/samples"
+    (tmp_path / "lake" / means / "ledger/c.0.0.0").write_bytes(b"")
+    (tmp_path / "lake" / samples / "zarr.json").write_bytes(b"{")
+    after = {row.path: row for row in built.lake.status()}
+    assert set(after) == set(before)
+    assert after[means].state == "partial"
+    assert "ledger/c.0.0.0" in after[means].note
+    assert after[samples].state == "missing"
+    assert "not valid JSON" in after[samples].note
+    assert [after[path] for path in after if path not in (means, samples)] == [
+        before[path] for path in before if path not in (means, samples)
+    ]
+    with pytest.raises(IntegrityError, match="not valid JSON"):
+        built.lake.samples("d")
+
+
+@pytest.mark.parametrize("attributes", [{"saestore": [1]}, {"saestore": None}, {"saestore": {}}])
+def test_a_root_of_another_kind(tmp_path: Path, attributes: dict[str, Any]) -> None:
+    put_group(open_storage(tmp_path), "", attributes)
+    with pytest.raises(InputError, match="has format None"):
+        Lake.open(tmp_path)
+
+
+def test_rows_of_samples_that_do_not_exist(built: BuiltLake) -> None:
+    positions = built.lake.positions("d")
+    expected = [row for sample in (6, 0, 6) for row in range(*positions.offsets[sample : sample + 2])]
+    np.testing.assert_array_equal(positions.rows_of(np.array([6, 0, 6])), expected)
+    assert positions.rows_of(np.array([], dtype=np.int64)).tolist() == []
+    for sample in (-1, 7):
+        with pytest.raises(InputError, match=f"sample {sample} does not exist: there are 7"):
+            positions.rows_of(np.array([sample]))
+    for sample_type in ("token", "mean"):
+        codes = built.lake.codes("d", sample_type=sample_type)
+        with pytest.raises(InputError, match="flatnonzero"):
+            codes.rows_of_samples(np.ones(7, dtype=bool))
+        for rows in ([-1], [codes.n_rows]):
+            with pytest.raises(InputError, match="does not exist"):
+                codes.sample_of(np.array(rows))
+
+
+def test_rows_that_do_not_fit_in_memory_are_refused(built: BuiltLake, monkeypatch: pytest.MonkeyPatch) -> None:
+    codes = built.lake.codes("d", sample_type="mean")
+    monkeypatch.setattr("saestore.codes.parse_memory", lambda memory: 100)
+    for ask in (codes.rows, codes.to_scipy):
+        with pytest.raises(BudgetError, match=r"scan\(\)"):
+            ask(slice(None))
+
+
+@pytest.mark.parametrize("columns", [("Label", "label"), ("Text",), ("Ledger",), ("ID",)])
+def test_columns_that_differ_only_in_case(tmp_path: Path, columns: tuple[str, ...]) -> None:
+    table = SampleTable(
+        ids=("a", "b"), kind="text", contents=("One.", "Two."), columns={c: ["x", "y"] for c in columns}
+    )
+    with pytest.raises(InputError, match=f"column name '{columns[0]}' differs from another one only in case"):
+        write_samples(open_storage(tmp_path), "d", table)
+    assert not (tmp_path / "data").exists()

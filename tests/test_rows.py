@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import pickle
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from saestore.errors import ConflictError, HoleError, InputError, IntegrityError, MissingError
-from saestore.rows import ArraySpec, Grid, RowGroup
+from saestore.rows import LEDGER_FIELDS, ArraySpec, Grid, RowGroup
+from saestore.shards import checksum_bytes
 from saestore.storage import Storage, open_storage
 
 SPECS = (
@@ -194,3 +199,207 @@ def test_wrong_rows_and_paths(tmp_path: Path) -> None:
         RowGroup.open(group.storage, "data/other")
     with pytest.raises(InputError, match="at least one"):
         Grid.plan(0, shard_rows=4, chunk_rows=2)
+
+
+def test_of_two_plans_at_once_one_gets_the_place(tmp_path: Path) -> None:
+    storage = open_storage(tmp_path)
+    start = threading.Barrier(8)
+
+    def begin(seed: int) -> RowGroup | None:
+        start.wait()
+        try:
+            return create(storage, seed=seed)
+        except ConflictError:
+            return None
+
+    with ThreadPoolExecutor(8) as pool:
+        groups = [group for group in pool.map(begin, [1, 2, 1, 2, 1, 2, 1, 2]) if group is not None]
+    assert groups
+    assert len({group.run for group in groups}) == 1
+    for group in groups:
+        fill(group, contents(100))
+    assert RowGroup.open(storage, groups[0].path).is_complete
+    np.testing.assert_array_equal(RowGroup.open(storage, groups[0].path).read("l0"), contents(100)["l0"])
+
+
+def test_a_plan_stopped_before_the_group_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    storage = open_storage(tmp_path)
+    put = storage.put
+    monkeypatch.setattr(storage, "put", lambda key, content: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        create(storage)
+    monkeypatch.setattr(storage, "put", put)
+    with pytest.raises(MissingError):
+        RowGroup.open(storage, "data/d/samples")
+    with pytest.raises(ConflictError, match=r"left half created .* delete data/d/samples"):
+        create(storage, seed=2)
+    fill(create(storage), contents(100))
+    assert RowGroup.open(storage, "data/d/samples").is_complete
+
+
+def rewrite_entry(group: RowGroup, shard: int, change: Callable[[Any], None]) -> None:
+    key = f"{group.path}/ledger/c.{shard}.0.0"
+    content = group.storage.get(key)
+    assert content is not None
+    table = np.frombuffer(content[:-4], dtype="<u8").reshape(-1, len(LEDGER_FIELDS)).copy()
+    change(table)
+    group.storage.put(key, table.tobytes() + checksum_bytes(table.tobytes()))
+
+
+@pytest.mark.parametrize(("field", "match"), [("run", "another run"), ("bytes", "no stored bytes")])
+def test_entries_that_are_not_of_this_run(tmp_path: Path, field: str, match: str) -> None:
+    group, table = create(open_storage(tmp_path)), contents(100)
+    fill(group, table)
+
+    def change(entries: Any) -> None:
+        entries[3, LEDGER_FIELDS.index(field)] = 0
+
+    rewrite_entry(group, 1, change)
+    again = RowGroup.open(group.storage, group.path)
+    np.testing.assert_array_equal(again.read("l0", 0, 32), table["l0"][:32])
+    with pytest.raises(IntegrityError, match=rf"ledger/c\.1\.0\.0 in .* {match}.*; delete that file"):
+        again.read("l0", 31, 33)
+    (tmp_path / "data/d/samples/ledger/c.1.0.0").unlink()  # the remedy that the message names
+    assert again.missing_shards() == [1]
+    fill(again, table, [1])
+    np.testing.assert_array_equal(again.read("l0"), table["l0"])
+
+
+def test_an_object_that_another_writer_replaced(tmp_path: Path) -> None:
+    group, table = create(open_storage(tmp_path)), contents(100)
+    fill(group, table)
+    other = create(open_storage(tmp_path / "other"))
+    fill(other, {**table, "name": np.full_like(table["name"], "")})
+    key = "data/d/samples/name/c/1"
+    content = other.storage.get(key)
+    assert content is not None
+    assert len(content) != (tmp_path / key).stat().st_size, "compressed shards of other rows have other sizes"
+    group.storage.put(key, content)
+    with pytest.raises(IntegrityError, match="not the object that its ledger entry is about"):
+        RowGroup.open(group.storage, group.path).read("name")
+
+
+def test_a_handle_that_writes_a_shard_anew_reads_the_new_one(tmp_path: Path) -> None:
+    group = create(open_storage(tmp_path))
+    for table in (contents(100), {**contents(100, 1), "name": np.full(100, "", dtype=object)}):
+        fill(group, table)
+        for name, expected in table.items():
+            np.testing.assert_array_equal(group.read(name), expected)
+        assert group.content_hash() == RowGroup.open(group.storage, group.path).content_hash()
+
+
+def test_a_shard_of_other_types_is_not_cast(tmp_path: Path) -> None:
+    group, table = create(open_storage(tmp_path)), contents(100)
+    for wrong in (
+        {"values": np.full((100, 4), 1e6, "float32")},
+        {"l0": np.full(100, -1)},
+        {"l0": table["l0"][:, None]},
+    ):
+        with pytest.raises(AssertionError):
+            fill(group, {**table, **wrong})
+    assert not group.written().any()
+
+
+def test_reading_from_many_threads(tmp_path: Path) -> None:
+    group, table = create(open_storage(tmp_path), n=400), contents(400)
+    fill(group, table)
+    again = RowGroup.open(group.storage, group.path)
+
+    def look(seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        start, stop = sorted(rng.integers(0, 401, 2).tolist())
+        rows = rng.integers(0, 400, 20)
+        np.testing.assert_array_equal(again.read("name", start, stop), table["name"][start:stop])
+        np.testing.assert_array_equal(again.take("indices", rows), table["indices"][rows])
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(look, range(40)))
+
+
+def test_a_lake_that_cannot_be_written_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(create(open_storage(tmp_path)), contents(100))
+    storage = open_storage(tmp_path)
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("reading writes")
+
+    for name in ("put", "put_if_absent", "_put"):
+        monkeypatch.setattr(storage, name, refuse)
+    group = create(storage)  # the same plan is there
+    np.testing.assert_array_equal(group.read("l0"), contents(100)["l0"])
+    np.testing.assert_array_equal(group.whole("offsets"), np.arange(7))
+    assert group.is_complete
+
+
+def test_a_billion_rows_by_metadata_alone(tmp_path: Path) -> None:
+    group = RowGroup.create(
+        open_storage(tmp_path),
+        "g",
+        kind="codes",
+        axis="row",
+        grid=Grid.plan(1_000_000_001, shard_rows=262_144, chunk_rows=8_192),
+        arrays=[ArraySpec("l0", "uint32")],
+        identity={},
+    )
+    assert group.grid.n_shards == 3815
+    last = group.grid.shard(3814)
+    group.write_shard(3814, {"l0": np.arange(last.stop - last.start, dtype="uint32")})
+    again = RowGroup.open(group.storage, "g")
+    assert again.written_rows() == last.stop - last.start
+    assert len(again.missing_shards()) == 3814
+    np.testing.assert_array_equal(
+        again.take("l0", np.array([1_000_000_000, last.start])), [1_000_000_000 - last.start, 0]
+    )
+    with pytest.raises(HoleError, match="rows 999555072 to 999817215 of g") as caught:
+        again.read("l0", last.start - 1, last.start + 1)
+    assert "more shards" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"grid": {"rows": 100, "shard_rows": 0, "chunk_rows": 8}},
+        {"grid": {"rows": -1, "shard_rows": 32, "chunk_rows": 8}},
+        {"grid": {"rows": 100, "shard_rows": 16, "chunk_rows": 8}},
+        {"grid": {"rows": 99, "shard_rows": 32, "chunk_rows": 8}},
+        {"grid": {"rows": "100", "shard_rows": 32, "chunk_rows": 8}},
+        {"grid": {"rows": 100}},
+        {"grid": 3},
+        {"arrays": ["../../../outside"]},
+        {"arrays": ["l0", "l0"]},
+        {"arrays": ["ledger"]},
+        {"arrays": ["nothing"]},
+        {"arrays": []},
+        {"run": "xyz"},
+        {"run": None},
+        {"axis": None, "grid": None},
+    ],
+)
+def test_attributes_of_others_are_not_believed(tmp_path: Path, change: dict[str, Any]) -> None:
+    fill(create(open_storage(tmp_path)), contents(100))
+    path = tmp_path / "data/d/samples/zarr.json"
+    document = json.loads(path.read_text())
+    document["attributes"]["saestore"].update(change)
+    documents = document["consolidated_metadata"]["metadata"]
+    documents["../../../outside"] = documents["l0"]
+    path.write_text(json.dumps(document))
+    with pytest.raises(IntegrityError, match="data/d/samples") as caught:
+        RowGroup.open(open_storage(tmp_path), "data/d/samples")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("document", [{}, {"attributes": {"saestore": [1]}}, {"attributes": {"saestore": {}}}])
+def test_nodes_that_are_no_row_groups(tmp_path: Path, document: dict[str, Any]) -> None:
+    storage = open_storage(tmp_path)
+    storage.put("g/zarr.json", json.dumps(document).encode())
+    with pytest.raises(IntegrityError, match="not a row group"):
+        RowGroup.open(storage, "g")
+
+
+def test_arrays_that_are_not_there(tmp_path: Path) -> None:
+    group = create(open_storage(tmp_path))
+    for read in (group.read, group.whole):
+        with pytest.raises(MissingError, match="has no array 'nothing'"):
+            read("nothing")
+    with pytest.raises(InputError, match="at least one row"):
+        Grid.plan(5, shard_rows=0, chunk_rows=2)

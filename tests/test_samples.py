@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from saestore._entries import package_folder
-from saestore.catalog import Catalog, load_catalog
+from saestore.catalogs import Catalog, load_catalog
 from saestore.errors import InputError, MissingError, SaestoreError
 from saestore.samples import SampleTable, read_samples, samples_from_entry
 

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from saestore.budget import readable_bytes
 from saestore.cli.tables import plain, table
+from saestore.layout import DATA
 from saestore.progress import clock
 
 if TYPE_CHECKING:
-    from saestore.encode import EncodeResult
-    from saestore.extract.writer import ExtractResult
+    from saestore.encoding.writer import EncodeResult
+    from saestore.extraction.writer import ExtractResult
     from saestore.formats.importer import ImportResult
     from saestore.lake import Lake
     from saestore.verbs import CatalogRow, LakeStatus, SAESummary, Shown, Training
@@ -157,7 +158,7 @@ def _status(result: LakeStatus, options: Options) -> str:
 def _storage(result: LakeStatus) -> str:
     rows = [
         [
-            cost.path.removeprefix("data/"),
+            cost.path.removeprefix(f"{DATA}/"),
             cost.rows,
             cost.k,
             cost.bytes_per_row,

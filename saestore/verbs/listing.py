@@ -15,7 +15,7 @@ from saestore.verbs.names import LakeLike, open_lake
 from saestore.verbs.storage_cost import StorageCost, storage_costs
 
 if TYPE_CHECKING:
-    from saestore.catalog import Catalog
+    from saestore.catalogs import Catalog
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def catalog(pattern: str | None = None, *, catalog: Catalog | None = None) -> li
     >>> [row.kind for row in catalog("MiniLM")]
     ['text']
     """
-    from saestore.catalog import catalog_table, load_catalog, validate
+    from saestore.catalogs import catalog_table, load_catalog, validate
 
     known = catalog or load_catalog()
     problems = {(problem.section, problem.name): problem.message for problem in validate(known)}

@@ -11,9 +11,9 @@ from saestore.errors import InputError, MissingError
 from saestore.verbs.names import Columns, LakeLike, Say, create_lake, model_spec, open_lake, sample_tables
 
 if TYPE_CHECKING:
-    from saestore.catalog import Catalog
-    from saestore.encode import EncodeResult
-    from saestore.extract.writer import ExtractResult
+    from saestore.catalogs import Catalog
+    from saestore.encoding.writer import EncodeResult
+    from saestore.extraction.writer import ExtractResult
     from saestore.formats.importer import ImportResult
     from saestore.lake import Lake
 
@@ -107,13 +107,13 @@ def extract(
     Raises
     ------
     MissingError, InputError, ConflictError
-        As `saestore.extract.writer.extract`.
+        As `saestore.extraction.writer.extract`.
 
     Examples
     --------
     >>> extract("lake", {"weather": ["It rains.", "It does not."]}, model="MiniLM", layers=[3])  # doctest: +SKIP
     """
-    from saestore.extract.writer import extract as write
+    from saestore.extraction.writer import extract as write
 
     opened = open_lake(lake, catalog=catalog)
     if name is not None and (isinstance(datasets, Mapping) or _count(datasets) != 1):
@@ -254,13 +254,13 @@ def encode(
     say: Say | None = None,
     catalog: Catalog | None = None,
 ) -> list[EncodeResult]:
-    """Turn stored activations into codes with SAEs of the lake; see `saestore.encode.encode` for all options.
+    """Turn stored activations into codes with SAEs of the lake; see `saestore.encoding.writer.encode` for all options.
 
     Examples
     --------
     >>> encode("demo/lake", "minilm-topk-4096")  # doctest: +SKIP
     """
-    from saestore.encode import encode as write
+    from saestore.encoding.writer import encode as write
 
     if not saes:
         raise InputError("no SAE was named; give at least one with --saes (saestore sae list shows them)")

@@ -14,8 +14,8 @@ from saestore.lake import Lake, layer_name
 from saestore.layout import DATA, CodesKey, check_name
 
 if TYPE_CHECKING:
-    from saestore.catalog import Catalog, LakeEntry, SAEEntry
-    from saestore.extract.writer import ModelSpec
+    from saestore.catalogs import Catalog, LakeEntry, SAEEntry
+    from saestore.extraction.writer import ModelSpec
     from saestore.saes.weights import SAEWeights
     from saestore.samples import SampleTable
 
@@ -181,7 +181,7 @@ def model_spec(
     catalog: Catalog | None = None,
 ) -> ModelSpec:
     """Find a model by its catalog name, as a local folder, or as a hub id `org/name`."""
-    from saestore.extract.writer import ModelSpec
+    from saestore.extraction.writer import ModelSpec
     from saestore.model_files import resolve_model
 
     if max_length is not None and max_length < 1:
@@ -371,6 +371,6 @@ def row_choice(rows: str | int | slice | Sequence[int]) -> slice | list[int]:
 def _catalog(catalog: Catalog | None) -> Catalog:
     if catalog is not None:
         return catalog
-    from saestore.catalog import load_catalog
+    from saestore.catalogs import load_catalog
 
     return load_catalog()

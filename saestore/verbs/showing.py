@@ -14,7 +14,7 @@ from saestore.errors import InputError
 from saestore.verbs.names import LakeLike, matching_codes, open_lake, row_choice
 
 if TYPE_CHECKING:
-    from saestore.catalog import Catalog
+    from saestore.catalogs import Catalog
 
 _PICKED = 5
 _FEWEST_ROWS = 10

@@ -18,7 +18,7 @@ from saestore.verbs.names import LakeLike, matching_codes, open_lake, row_choice
 if TYPE_CHECKING:
     import xarray as xr
 
-    from saestore.catalog import Catalog
+    from saestore.catalogs import Catalog
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from saestore.tables import Positions
 from saestore.verbs.names import LakeLike, Say, named_sae, open_lake, open_named
 
 if TYPE_CHECKING:
-    from saestore.catalog import Catalog
+    from saestore.catalogs import Catalog
 
 TRAINING_NAME = "training.json"
 

@@ -15,15 +15,15 @@ MODEL = "MiniLM"
 
 
 def _texts(samples: int) -> Any:
-    from saestore.catalog import load_catalog
+    from saestore.catalogs import load_catalog
     from saestore.samples import samples_from_entry
 
     return samples_from_entry(load_catalog().dataset(DATASET), limit=samples)
 
 
 def _spec() -> Any:
-    from saestore.catalog import load_catalog
-    from saestore.extract.writer import ModelSpec
+    from saestore.catalogs import load_catalog
+    from saestore.extraction.writer import ModelSpec
     from saestore.model_files import resolve_model
 
     entry = load_catalog().model(MODEL)
@@ -32,7 +32,7 @@ def _spec() -> Any:
 
 def ours(samples: int, layers: list[int]) -> dict[str, Any]:
     """Time `extract` from texts to a lake: tokenising, forward, pooling, writing; the model is loaded before."""
-    from saestore.extract import writer
+    from saestore.extraction import writer
     from saestore.lake import Lake
 
     table, spec = _texts(samples), _spec()
@@ -53,10 +53,10 @@ def bare(samples: int) -> dict[str, Any]:
     import numpy as np
     import torch
 
-    from saestore.extract.batches import batches, windows
-    from saestore.extract.model import load_model
-    from saestore.extract.tokens import tokenize
-    from saestore.extract.writer import PADDED_TOKENS
+    from saestore.extraction.batches import batches, windows
+    from saestore.extraction.model import load_model
+    from saestore.extraction.tokens import tokenize
+    from saestore.extraction.writer import PADDED_TOKENS
 
     table, spec = _texts(samples), _spec()
     loaded = load_model(spec.source)
@@ -84,7 +84,7 @@ def by_hand(samples: int, layers: list[int]) -> dict[str, Any]:
     """Time what a user would write: batches in file order, output_hidden_states, torch.save of padded-free lists."""
     import torch
 
-    from saestore.extract.model import load_model
+    from saestore.extraction.model import load_model
 
     table, spec = _texts(samples), _spec()
     loaded = load_model(spec.source)

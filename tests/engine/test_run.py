@@ -121,9 +121,9 @@ def test_a_cluster_of_processes_writes_the_same_bytes(
     pytest.importorskip("transformers", reason="transformers is absent: pip install 'saestore[models]'")
     import torch
 
-    from saestore import encode_plan
-    from saestore.encode import encode
-    from saestore.extract import writer
+    from saestore.encoding import plan as encode_plan
+    from saestore.encoding.writer import encode
+    from saestore.extraction import writer
     from saestore.lake import Lake
     from saestore.saes.lake import write_sae
     from saestore.samples import read_samples

@@ -380,7 +380,7 @@ def test_a_placeholder_that_was_cut_short_is_completed(lake: Lake, tmp_path: Pat
 
 
 def test_encode_finds_imported_activations_by_their_hook_name(lake: Lake, tmp_path: Path) -> None:
-    from saestore.encode import encode
+    from saestore.encoding.writer import encode
 
     sae_in(lake, tmp_path, hook_name="blocks.3.hook_resid_post")
     path = saved(tmp_path, acts(6, D_IN))

@@ -7,7 +7,7 @@ import re
 import sys
 from pathlib import Path
 
-from saestore.encode import encode
+from saestore.encoding.writer import encode
 from saestore.lake import Lake
 
 

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from saestore import encode_plan
-from saestore.encode import encode
-from saestore.extract import writer
+from saestore.encoding import plan as encode_plan
+from saestore.encoding.writer import encode
+from saestore.extraction import writer
 from saestore.lake import Lake
 from saestore.saes import lake as sae_lake
 from saestore.saes.lake import write_sae

@@ -100,7 +100,7 @@ def plan_encode(
     BudgetError
         Not even the smallest blocks fit.
     """
-    from saestore.encoder import STREAM_BYTES
+    from saestore.encoding.encoder import STREAM_BYTES
     from saestore.kernels.encode import plan_tile, working_bytes
 
     shard_rows = min(grid.shard_rows, grid.rows)
@@ -118,8 +118,9 @@ def plan_encode(
         # Two runs of units in work, one waiting and one being read; W_dec is streamed for the quality in any case.
         weights = (config.d_sae * config.d_in * 4 if held else 0) + 4 * stream
         working = working_bytes(block, slots, d_in=config.d_in, tile=tile, device=device)
-        # Of the task that computes the rows as read, centred, scaled and shifted; of the other what it has read.
-        x = (4 + 2 * (tasks - 1)) * block * config.d_in * 4
+        # Of the task that computes the rows as read, centred, scaled and shifted; of the other what it has read; and
+        # of each the block that is being read ahead, as stored and widened.
+        x = (4 + 2 * (tasks - 1) + 2 * tasks) * block * config.d_in * 4
         shards = tasks * of_shard + x + tasks * block * slots * 40
         # Rows, their reconstruction and normalised copies, and a block of them in float64 with its differences.
         quality = min(_QUALITY_ROWS, grid.rows) * (config.d_in * 12 + slots * 40) + _QUALITY_BLOCK * config.d_in * 40

@@ -9,10 +9,10 @@ torch = pytest.importorskip("torch", reason="torch is absent: pip install 'saest
 pytest.importorskip("transformers", reason="transformers is absent: pip install 'saestore[models]'")
 
 from saestore.errors import InputError, MissingError  # noqa: E402
-from saestore.extract.forward import forward_batches, widths  # noqa: E402
-from saestore.extract.hooks import parse_layers  # noqa: E402
-from saestore.extract.images import image_positions  # noqa: E402
-from saestore.extract.tokens import tokenize  # noqa: E402
+from saestore.extraction.forward import forward_batches, widths  # noqa: E402
+from saestore.extraction.hooks import parse_layers  # noqa: E402
+from saestore.extraction.images import image_positions  # noqa: E402
+from saestore.extraction.tokens import tokenize  # noqa: E402
 
 TEXTS = [
     "The cat sat on the mat.",

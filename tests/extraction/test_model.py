@@ -9,7 +9,7 @@ torch = pytest.importorskip("torch", reason="torch is absent: pip install 'saest
 pytest.importorskip("transformers", reason="transformers is absent: pip install 'saestore[models]'")
 
 from saestore.errors import InputError, IntegrityError, MissingError  # noqa: E402
-from saestore.extract.model import fingerprint, load_model  # noqa: E402
+from saestore.extraction.model import fingerprint, load_model  # noqa: E402
 
 
 def test_minilm(minilm, minilm_path):

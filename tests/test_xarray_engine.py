@@ -18,10 +18,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from saestore._lazy_rows import dense_chunk_rows
-from saestore.dense import SaestoreBackend, to_xarray
 from saestore.errors import BudgetError, HoleError, InputError, IntegrityError, MissingError
 from saestore.layout import ActivationsKey, CodesKey
 from saestore.rows import Grid, RowGroup
+from saestore.xarray_engine import SaestoreBackend, to_xarray
 
 TOKENS = sum(LENGTHS)
 

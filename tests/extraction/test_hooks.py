@@ -6,7 +6,7 @@ torch = pytest.importorskip("torch", reason="torch is absent: pip install 'saest
 pytest.importorskip("transformers", reason="transformers is absent: pip install 'saestore[models]'")
 
 from saestore.errors import InputError, MissingError  # noqa: E402
-from saestore.extract.hooks import HookPoint, capture, parse_layers, resolve  # noqa: E402
+from saestore.extraction.hooks import HookPoint, capture, parse_layers, resolve  # noqa: E402
 
 TEXT = ["gpt2", "llama", "gemma2", "olmo2", "bert", "roberta"]
 IMAGE = ["clip", "siglip", "vit"]

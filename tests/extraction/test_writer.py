@@ -15,8 +15,8 @@ torch = pytest.importorskip("torch", reason="torch is absent: pip install 'saest
 pytest.importorskip("transformers", reason="transformers is absent: pip install 'saestore[models]'")
 
 from saestore.errors import ConflictError, InputError, MissingError  # noqa: E402
-from saestore.extract import writer  # noqa: E402
-from saestore.extract.writer import ModelSpec, extract  # noqa: E402
+from saestore.extraction import writer  # noqa: E402
+from saestore.extraction.writer import ModelSpec, extract  # noqa: E402
 from saestore.lake import Lake  # noqa: E402
 from saestore.samples import SampleTable, read_samples  # noqa: E402
 
@@ -310,7 +310,7 @@ def test_a_complete_run_loads_no_torch(lake: Lake, bert: Path) -> None:
     extract(lake, {"d": table(TEXTS)}, model=spec(bert), layers=[0], sample_type=["token", "mean"], quiet=True)
     program = (
         "import sys; from saestore.lake import Lake; from saestore.samples import read_samples;"
-        "from saestore.extract.writer import ModelSpec, extract;"
+        "from saestore.extraction.writer import ModelSpec, extract;"
         f"r = extract(Lake.open(sys.argv[1]), {{'d': read_samples({TEXTS!r})}}, layers=[0],"
         "sample_type=['token', 'mean'], model=ModelSpec('tiny', sys.argv[2], device='cpu'));"
         f"assert r[0].extracted == 0 and r[0].positions == {int(lake.positions('d').offsets[-1])}, r;"

@@ -9,7 +9,7 @@ import pytest
 pytest.importorskip("transformers", reason="transformers is absent: pip install 'saestore[models]'")
 
 from saestore.errors import InputError
-from saestore.extract.tokens import (
+from saestore.extraction.tokens import (
     max_length_of,
     positions_digest,
     texts_digest,
@@ -108,7 +108,7 @@ def test_byte_level_spans_cover_the_text(byte_tokenizer):
 
 
 def test_batching_does_not_matter(tokenizer, monkeypatch):
-    from saestore.extract import tokens
+    from saestore.extraction import tokens
 
     whole = tokenize(tokenizer, TEXTS, max_length=32)
     monkeypatch.setattr(tokens, "_TEXTS_PER_CALL", 2)

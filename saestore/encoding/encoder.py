@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from saestore.kernels.encode import TopK, encode_rows, plan_tile
 from saestore.kernels.normalize import normalize
 from saestore.kernels.quality import QualitySums
 from saestore.kernels.quantize import as_float32
+from saestore.prefetch import prefetch
 from saestore.saes.weights import SAEWeights, unit_rule
 
 if TYPE_CHECKING:
@@ -136,10 +136,4 @@ def _stream(weights: SAEWeights, name: MatrixName) -> Iterator[tuple[slice, NDAr
     config = weights.config
     step = max(1, STREAM_BYTES // (4 * config.d_in * _UNIT_GROUP)) * _UNIT_GROUP
     runs = [slice(first, min(first + step, config.d_sae)) for first in range(0, config.d_sae, step)]
-    with ThreadPoolExecutor(1) as reader:
-        ahead = reader.submit(weights.rows, name, runs[0])
-        for run, following in zip(runs, [*runs[1:], None], strict=True):
-            rows = ahead.result()
-            if following is not None:
-                ahead = reader.submit(weights.rows, name, following)
-            yield run, rows
+    return prefetch(lambda units: weights.rows(name, units), runs)

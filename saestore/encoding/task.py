@@ -13,11 +13,12 @@ from saestore.codes import Codes, index_dtype
 from saestore.engine.resources import device_lock, load_once
 from saestore.errors import InputError
 from saestore.layout import CodesKey
+from saestore.prefetch import prefetch
 from saestore.saes.lake import open_lake_sae
 from saestore.storage import Storage, open_storage
 
 if TYPE_CHECKING:
-    from saestore.encoder import Encoder
+    from saestore.encoding.encoder import Encoder
 
 ENCODER = "encoder"
 """The kind under which a process keeps its loaded SAE; see `saestore.engine.resources`."""
@@ -56,9 +57,9 @@ class EncodeTask:
             "values": np.empty((self.size, codes.k), dtype=stored_dtype(dtype)),
             "l0": np.empty(self.size, dtype=np.uint32),
         }
-        for start in range(self.first, self.stop, self.block_rows):
-            stop = min(start + self.block_rows, self.stop)
-            x = activations.read(start, stop)
+        starts = range(self.first, self.stop, self.block_rows)
+        blocks = [(start, min(start + self.block_rows, self.stop)) for start in starts]
+        for (start, stop), x in prefetch(lambda block: activations.read(*block), blocks):
             try:
                 with device_lock(self.device):
                     found = encoder.encode(x, codes.k)
@@ -78,7 +79,7 @@ class EncodeTask:
 
 def load_encoder(storage: Storage, sae: str, device: str, *, held: bool) -> Encoder:
     """Return this process's encoder of an SAE, loading it if it is not the one in memory."""
-    from saestore.encoder import Encoder
+    from saestore.encoding.encoder import Encoder
 
     weights = open_lake_sae(storage, sae)
     key = (ENCODER, storage.url, sae, weights.content_hash(), device, held)

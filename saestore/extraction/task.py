@@ -14,16 +14,16 @@ from numpy.typing import NDArray
 from saestore.activations import ARRAY, Activations
 from saestore.engine.resources import load_once
 from saestore.errors import InputError
-from saestore.extract.hooks import HookPoint
-from saestore.extract.images import ImagePositions
-from saestore.extract.tokens import TextPositions
+from saestore.extraction.hooks import HookPoint
+from saestore.extraction.images import ImagePositions
+from saestore.extraction.tokens import TextPositions
 from saestore.layout import POSITION_TYPES, ActivationsKey, ModelKey
 from saestore.storage import Storage, open_storage
 from saestore.tables import Positions, Samples
 
 if TYPE_CHECKING:
-    from saestore.extract.forward import ForwardBatch
-    from saestore.extract.model import LoadedModel
+    from saestore.extraction.forward import ForwardBatch
+    from saestore.extraction.model import LoadedModel
 
 MODEL = "model"
 """The kind under which a process keeps its loaded model; see `saestore.engine.resources`."""
@@ -176,7 +176,7 @@ def forward(
     sample_types: Sequence[str],
 ) -> Iterator[ForwardBatch]:
     """Run the model over samples; the call itself checks that layers, sample types and samples fit the model."""
-    from saestore.extract.forward import forward_batches
+    from saestore.extraction.forward import forward_batches
 
     kind = loaded.device.split(":")[0]
     return forward_batches(
@@ -218,7 +218,7 @@ def group_key(key: ModelKey, layer: str, sample_type: str) -> ActivationsKey:
 
 def loaded_model(spec: ModelSpec) -> LoadedModel:
     """Return this process's model, loading it if it is not the one in memory."""
-    from saestore.extract.model import load_model
+    from saestore.extraction.model import load_model
 
     return load_once(
         (MODEL, spec),

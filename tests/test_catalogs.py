@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from saestore.catalog import Catalog, catalog_table, load_catalog, validate
+from saestore.catalogs import Catalog, catalog_table, load_catalog, validate
 from saestore.errors import DependencyError, InputError, IntegrityError, MissingError, SaestoreError
 from saestore.model_files import cache_folder, resolve_model, unpack
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from saestore.errors import DependencyError, InputError, IntegrityError, MissingError
-from saestore.extract.tokens import max_length_of
+from saestore.extraction.tokens import max_length_of
 
 if TYPE_CHECKING:
     import torch

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from saestore import provenance
 from saestore.activations import ARRAY, Activations
 from saestore.codes import code_arrays
-from saestore.encode_plan import EncodePlan, plan_encode, plan_grid
-from saestore.encode_task import EncodeTask, load_encoder, stored_dtype
+from saestore.encoding.plan import EncodePlan, plan_encode, plan_grid
+from saestore.encoding.task import EncodeTask, load_encoder, stored_dtype
 from saestore.errors import ConflictError, InputError, QualityError
 from saestore.layout import POSITION_TYPES, ActivationsKey, CodesKey
 from saestore.progress import Progress

@@ -9,7 +9,7 @@ pytest.importorskip("transformers", reason="transformers is absent: pip install 
 from PIL import Image
 
 from saestore.errors import InputError, MissingError
-from saestore.extract.images import (
+from saestore.extraction.images import (
     geometry,
     image_positions,
     image_positions_digest,

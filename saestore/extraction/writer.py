@@ -21,11 +21,11 @@ from saestore.budget import readable_bytes
 from saestore.engine.resources import release
 from saestore.engine.run import run_tasks, uses_cluster
 from saestore.errors import InputError
-from saestore.extract.batches import windows
-from saestore.extract.hooks import HookPoint, parse_layers
-from saestore.extract.images import ImagePositions
-from saestore.extract.task import MODEL, PADDED_TOKENS, ExtractTask, ModelSpec, forward, group_key, loaded_model
-from saestore.extract.tokens import TextPositions
+from saestore.extraction.batches import windows
+from saestore.extraction.hooks import HookPoint, parse_layers
+from saestore.extraction.images import ImagePositions
+from saestore.extraction.task import MODEL, PADDED_TOKENS, ExtractTask, ModelSpec, forward, group_key, loaded_model
+from saestore.extraction.tokens import TextPositions
 from saestore.layout import POSITION_TYPES, ActivationsKey, ModelKey, check_sample_type, samples_path
 from saestore.rows import RowGroup, group_exists
 from saestore.samples import SampleTable
@@ -33,7 +33,7 @@ from saestore.storage import Storage
 from saestore.tables import Positions, write_positions, write_samples
 
 if TYPE_CHECKING:
-    from saestore.extract.model import LoadedModel
+    from saestore.extraction.model import LoadedModel
     from saestore.lake import Lake
 
 _TASKS_PER_CLUSTER = 64
@@ -322,7 +322,7 @@ class _Job:
         )
 
     def _texts(self, loaded: LoadedModel) -> tuple[TextPositions, str, dict[str, NDArray[Any]], dict[str, Any]]:
-        from saestore.extract.tokens import positions_digest, texts_digest, tokenize, tokenizer_digest
+        from saestore.extraction.tokens import positions_digest, texts_digest, tokenize, tokenizer_digest
 
         assert loaded.max_length is not None
         texts = self.table.contents
@@ -342,7 +342,7 @@ class _Job:
         return positions, digest, arrays, about
 
     def _images(self, loaded: LoadedModel) -> tuple[ImagePositions, str, dict[str, NDArray[Any]], dict[str, Any]]:
-        from saestore.extract.images import image_positions, image_positions_digest, processor_digest
+        from saestore.extraction.images import image_positions, image_positions_digest, processor_digest
 
         assert loaded.patch_size is not None
         paths = self.table.contents
@@ -359,7 +359,7 @@ class _Job:
         return positions, digest, arrays, about
 
     def _create(self, layout: _Layout) -> list[RowGroup]:
-        from saestore.extract.hooks import resolve
+        from saestore.extraction.hooks import resolve
 
         loaded = loaded_model(self.model)
         # Pooled shards cover about the samples of a token shard, so that both are done at the same time.
@@ -426,14 +426,14 @@ def _with_nonfinite(storage: Storage, result: ExtractResult, say: Callable[[str]
 
 
 def _widths(loaded: LoadedModel, hooks: Sequence[HookPoint]) -> dict[str, int]:
-    from saestore.extract.forward import widths
+    from saestore.extraction.forward import widths
 
     return widths(loaded, hooks)
 
 
 def _revision(spec: ModelSpec) -> str:
     """Return what identifies the model's source, its tokenizer or image processor included, without loading it."""
-    from saestore.extract.model import fingerprint
+    from saestore.extraction.model import fingerprint
 
     folder = Path(spec.source)
     if not folder.is_dir():

@@ -22,7 +22,7 @@ def minilm_path(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def minilm(minilm_path):
-    from saestore.extract.model import load_model
+    from saestore.extraction.model import load_model
 
     return load_model(minilm_path, device="cpu")
 
@@ -76,7 +76,7 @@ def tiny(kind: str):
 
 @pytest.fixture(scope="session", params=["gpt2", "llama", "gemma2", "roberta"])
 def tiny_text(request, byte_tokenizer):
-    from saestore.extract.model import LoadedModel
+    from saestore.extraction.model import LoadedModel
 
     model = tiny(request.param)
     return LoadedModel(
@@ -107,7 +107,7 @@ def processor_of(kind: str):
 
 @pytest.fixture(scope="session", params=["clip", "vit", "siglip"])
 def tiny_image(request):
-    from saestore.extract.model import LoadedModel
+    from saestore.extraction.model import LoadedModel
 
     return LoadedModel(
         model=tiny(request.param),

@@ -10,9 +10,9 @@ import psutil
 
 from saestore.activations import Activations
 from saestore.budget import parse_memory
-from saestore.encode_job import EncodeJob, EncodeOptions, Resources
-from saestore.encode_plan import TASKS_AT_ONCE, EncodePlan
-from saestore.encode_task import ENCODER, EncodeTask
+from saestore.encoding.job import EncodeJob, EncodeOptions, Resources
+from saestore.encoding.plan import TASKS_AT_ONCE, EncodePlan
+from saestore.encoding.task import ENCODER, EncodeTask
 from saestore.engine.resources import release
 from saestore.engine.run import run_tasks
 from saestore.errors import InputError, MissingError
@@ -182,7 +182,7 @@ def _plans(jobs: Sequence[EncodeJob], resources: Resources, say: Callable[[str],
 
 def _resources(wish: str, memory: str | int | None) -> Resources:
     # Imported first: the libraries are part of what the process uses before any SAE is loaded.
-    import saestore.encoder  # noqa: F401
+    import saestore.encoding.encoder  # noqa: F401
 
     device = _device(wish)
     baseline = psutil.Process().memory_info().rss

@@ -10,8 +10,10 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="torch is absent: pip install 'saestore[torch]'")
 
-from saestore import encode_plan, encode_task, encoder  # noqa: E402
-from saestore.encode import encode  # noqa: E402
+from saestore.encoding import encoder  # noqa: E402
+from saestore.encoding import plan as encode_plan  # noqa: E402
+from saestore.encoding import task as encode_task  # noqa: E402
+from saestore.encoding.writer import encode  # noqa: E402
 from saestore.errors import (  # noqa: E402
     BudgetError,
     ConflictError,
@@ -172,7 +174,7 @@ def test_blocks_and_streaming_do_not_change_a_byte(
     for block, hold in ((4096, True), (333, True), (4094, True), (4096, False)):
         monkeypatch.setattr(encode_plan, "_BLOCK_ROWS", block)
         monkeypatch.setattr(
-            "saestore.encode_job.plan_encode",
+            "saestore.encoding.job.plan_encode",
             lambda *a, _hold=hold, **options: plan_encode(*a, **{**options, "hold": _hold}),
         )
         lake = Lake.create(tmp_path / f"{block}-{hold}")
@@ -429,7 +431,7 @@ class TestPlan:
         def tight(key: Any, *arguments: Any, **options: Any) -> Any:
             return real(key, *arguments, **{**options, "hold": options["hold"] and key.dataset == "small"})
 
-        monkeypatch.setattr("saestore.encode_job.plan_encode", tight)
+        monkeypatch.setattr("saestore.encoding.job.plan_encode", tight)
         results = encode(lake, "s", k=4, force=True, quiet=True)
         assert [result.plan is not None and result.plan.held for result in results] == [False, False]
 

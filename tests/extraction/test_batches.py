@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from saestore.errors import InputError
-from saestore.extract.batches import batches, windows
+from saestore.extraction.batches import batches, windows
 
 LENGTHS = st.lists(st.integers(0, 60), max_size=80)
 

@@ -6,7 +6,7 @@ those of the text alone. Rows are taken from the padded tensors inside the hooks
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
@@ -14,15 +14,16 @@ import numpy as np
 import numpy.typing as npt
 
 from saestore.errors import InputError
-from saestore.extract.batches import batches
-from saestore.extract.hooks import HookPoint, ResolvedHook, capture, resolve
-from saestore.extract.images import ImagePositions, load_pixels
-from saestore.extract.tokens import TextPositions
+from saestore.extraction.batches import batches
+from saestore.extraction.hooks import HookPoint, ResolvedHook, capture, resolve
+from saestore.extraction.images import ImagePositions, load_pixels
+from saestore.extraction.tokens import TextPositions
+from saestore.prefetch import prefetch
 
 if TYPE_CHECKING:
     import torch
 
-    from saestore.extract.model import LoadedModel
+    from saestore.extraction.model import LoadedModel
     from saestore.kernels.pool import PoolKind
 
 SampleType = Literal["token", "patch", "cls", "mean", "max", "last"]
@@ -75,7 +76,7 @@ def forward_batches(
     loaded : LoadedModel
     positions : TextPositions or ImagePositions
     samples : (n,) int
-        Which samples to run, as a rule those of one window (`saestore.extract.batches.windows`). The batches are a
+        Which samples to run, as a rule those of one window (`saestore.extraction.batches.windows`). The batches are a
         function of their lengths and order alone.
     hook_points : iterable of HookPoint
     sample_types : sequence of str
@@ -225,27 +226,12 @@ def _image_batches(
     def load(group: npt.NDArray[np.int64]) -> torch.Tensor:
         return load_pixels([positions.paths[sample] for sample in group], loaded.image_processor)
 
-    for group, pixels in _prefetched(load, groups):
+    for group, pixels in prefetch(load, groups):
         _check_size(loaded, positions, pixels)
         inputs = {"pixel_values": pixels.to(loaded.device, getattr(torch, loaded.dtype))}
         with torch.inference_mode():
             hidden = capture(hooks, lambda inputs=inputs: loaded.model(**inputs), take=take)  # type: ignore[misc]
         yield ForwardBatch(group, _rows_of(positions, group), hidden, np.full(len(group), n_patches, np.int64))
-
-
-def _prefetched(
-    load: Callable[[npt.NDArray[np.int64]], torch.Tensor], groups: Sequence[npt.NDArray[np.int64]]
-) -> Iterator[tuple[npt.NDArray[np.int64], torch.Tensor]]:
-    """Decode the images of the next batch while the model runs on this one."""
-    from concurrent.futures import ThreadPoolExecutor
-
-    with ThreadPoolExecutor(1, thread_name_prefix="saestore-images") as pool:
-        ahead = pool.submit(load, groups[0]) if groups else None
-        for at, group in enumerate(groups):
-            assert ahead is not None
-            pixels = ahead.result()
-            ahead = pool.submit(load, groups[at + 1]) if at + 1 < len(groups) else None
-            yield group, pixels
 
 
 def _pooled(hidden: torch.Tensor, used: torch.Tensor, wanted: Sequence[SampleType]) -> dict[str, torch.Tensor]:

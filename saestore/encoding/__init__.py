@@ -1,0 +1,1 @@
+"""Encoding stored activations: the plan, the tasks, and an SAE made ready to encode."""
