@@ -17,6 +17,10 @@ from pathlib import Path
 
 import pytest
 
+# Where the tests are started in the background of a script, SIGINT is ignored, and so it would be in every command
+# that they start and interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "lake-admin", "AWS_SECRET_ACCESS_KEY": "lake-secret"}
 
 

@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _main(arguments)
     except KeyboardInterrupt:
-        print("stopped; the same command goes on where this one stopped", file=sys.stderr)
+        print("stopped; run the same command again, what was finished is kept", file=sys.stderr)
         return _INTERRUPTED
 
 

@@ -65,8 +65,11 @@ def test_an_interrupt_leaves_nothing_half_made_and_says_so(lake: str, tmp_path: 
         assert process.stderr is not None
         assert process.stderr.readline().startswith("training on ")
         process.send_signal(signal.SIGINT)
-        rest = process.stderr.read().splitlines()
+        try:
+            rest = process.communicate(timeout=60)[1].splitlines()
+        finally:
+            process.kill()
     assert process.returncode == 130
-    assert rest[-1] == "stopped; the same command goes on where this one stopped"
+    assert rest[-1] == "stopped; run the same command again, what was finished is kept"
     assert not any("Traceback" in told for told in rest)
     assert os.listdir(tmp_path) == []

@@ -196,4 +196,4 @@ def test_an_interrupt_says_that_the_command_goes_on(run: Run, monkeypatch: pytes
     monkeypatch.setattr("saestore.verbs.status", interrupted)
     ran = run("status", "x")
     assert ran.code == 130
-    assert ran.err.splitlines() == ["stopped; the same command goes on where this one stopped"]
+    assert ran.err.splitlines() == ["stopped; run the same command again, what was finished is kept"]
