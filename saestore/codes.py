@@ -39,7 +39,8 @@ class CodeRows:
         Original unit ids.
     values : (n, k) float32
     l0 : (n,) uint32
-        True number of active units; more than k says that the row was truncated.
+        True number of active units; more than k says that the row was truncated. Of codes whose group has the
+        attribute `l0_exact` false (imported ones), the number of filled slots, which the true one is at least.
     """
 
     rows: NDArray[np.int64]

@@ -320,6 +320,8 @@ def _note(group: RowGroup) -> str:
         quality = group.attributes.get("quality")
         if quality and quality["explained_variance"] is not None:
             notes.append(f"explained variance {quality['explained_variance']:.2f}, L0 {quality['l0']:.0f}")
+        if not group.attributes.get("l0_exact", True):
+            notes.append("l0 counts filled slots, the imported file holds no true number")
         truncated = group.flagged("l0")
         if truncated:
             notes.append(f"{truncated:,} rows have more than {group.attributes['k']} active units")

@@ -78,6 +78,7 @@ def add_activations(
     sample_type: str = "token",
     shard_rows: int | None = None,
     holes: tuple[int, ...] = (),
+    specials: bool = True,
 ) -> np.ndarray:
     """Store rows as activations of samples of up to seven positions; return them as float32, as they are stored."""
     n = len(x)
@@ -86,7 +87,7 @@ def add_activations(
     samples = [f"text {place}" for place in range(len(offsets) - 1)]
     write_samples(lake.storage, dataset, SampleTable(ids=samples, kind="text", contents=samples))
     special = np.zeros(int(offsets[-1]), bool)
-    special[offsets[:-1]] = sample_type in POSITION_TYPES
+    special[offsets[:-1]] = specials and sample_type in POSITION_TYPES
     write_positions(
         lake.storage,
         ModelKey(dataset, model),

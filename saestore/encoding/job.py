@@ -23,6 +23,7 @@ from saestore.storage import Storage
 from saestore.tables import Positions
 
 _QUALITY_RUNS, _QUALITY_RUN_ROWS = 64, 32
+_TEXTS_LOOKED_AT = 64
 
 
 @dataclass(frozen=True)
@@ -184,6 +185,14 @@ class EncodeJob:
     def _checked_quality(self, plan: EncodePlan, device: str, say: Callable[[str], None]) -> dict[str, Any]:
         assert self.k is not None
         path = self.activations.key.path
+        trained_on = self.config.model_name
+        if trained_on is not None and not is_of_model(self.storage, self.activations.key, trained_on):
+            say(f"{path}: SAE {self.key.sae} says it was trained on {trained_on}; check that this is the same model")
+        if self.config.prepend_bos and _lacks_first_special(self.storage, self.activations.key):
+            say(
+                f"{path}: SAE {self.key.sae} was trained on texts with a token added in front, and these begin without "
+                "one; the first positions of each text may be unlike what it has seen"
+            )
         encoder = load_encoder(self.storage, self.key.sae, device, held=plan.held)
         try:
             quality = encoder.quality(self.activations.take(_quality_rows(self.storage, self.activations)), self.k)
@@ -222,6 +231,28 @@ class EncodeJob:
                 "provenance": provenance.stamp(),
             },
         )
+
+
+def is_of_model(storage: Storage, key: ActivationsKey, name: str) -> bool:
+    """Whether activations are of a model by that name; its owner on a hub (`google/`) is left out of account."""
+    known = [key.model]
+    if group_exists(storage, key.model_key.positions_path):
+        known.append(Positions.open(storage, key.model_key).group.attributes.get("model_id") or key.model)
+    return _bare(name) in map(_bare, known)
+
+
+def _lacks_first_special(storage: Storage, key: ActivationsKey) -> bool:
+    """Whether some text's first token was not added by the tokenizer; only the first texts are looked at."""
+    if key.sample_type != "token":
+        return False
+    positions = Positions.open(storage, key.model_key)
+    starts, stops = positions.offsets[:-1][:_TEXTS_LOOKED_AT], positions.offsets[1:][:_TEXTS_LOOKED_AT]
+    first = starts[stops > starts]
+    return first.size > 0 and not positions.group.take("special", first).all()
+
+
+def _bare(model: str) -> str:
+    return model.rstrip("/").rsplit("/", 1)[-1].casefold()
 
 
 def _quality_rows(storage: Storage, activations: Activations) -> NDArray[np.int64]:

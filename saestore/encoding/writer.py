@@ -10,7 +10,7 @@ import psutil
 
 from saestore.activations import Activations
 from saestore.budget import parse_memory
-from saestore.encoding.job import EncodeJob, EncodeOptions, Resources
+from saestore.encoding.job import EncodeJob, EncodeOptions, Resources, is_of_model
 from saestore.encoding.plan import TASKS_AT_ONCE, EncodePlan
 from saestore.encoding.task import ENCODER, EncodeTask
 from saestore.engine.resources import release
@@ -72,7 +72,7 @@ def encode(
     sample_type : str or sequence of str, optional
         Default: `token` and `patch`, whichever is stored.
     model : str, optional
-        Default: every model in the lake that has the layer.
+        Default: the one whose layer fits; where several do, the one that the SAE names.
     k : int, optional
         Slots per row; a Top-K SAE gets at most its own K. Default: the K of a Top-K SAE; for others all active units
         are kept, for which the largest l0 is found in a first pass over the rows.
@@ -217,6 +217,7 @@ def _matching(
         # Two models may name a layer alike; where nothing has the right width, the widths are the error to report.
         fitting = [key for key in chosen if Activations.open(lake.storage, key).d_in == weights.config.d_in]
         chosen = fitting or chosen
+    chosen = _of_one_model(lake, chosen, weights)
     places = sorted({f"{key.model}/{key.layer}" for key in chosen})
     if layers is None and len(places) > 1 and weights.config.hook_name is None:
         raise InputError(
@@ -238,6 +239,20 @@ def _matching(
                 "asked; extract them, or leave it out"
             )
     return chosen
+
+
+def _of_one_model(lake: Lake, keys: list[ActivationsKey], weights: LakeWeights) -> list[ActivationsKey]:
+    """Return the activations of the model that an SAE was trained on; hook names and widths are alike in many."""
+    trained_on = weights.config.model_name
+    if trained_on is not None and len({key.model for key in keys}) > 1:
+        keys = [key for key in keys if is_of_model(lake.storage, key, trained_on)] or keys
+    models = sorted({key.model for key in keys})
+    if len(models) > 1:
+        raise InputError(
+            f"the layer of SAE {weights.name} is stored for the models {', '.join(models)}, and the SAE says it was "
+            f"trained on {trained_on or 'none by name'}; name one with --model"
+        )
+    return keys
 
 
 def _belongs(lake: Lake, key: ActivationsKey, weights: LakeWeights, *, named: bool, force: bool) -> bool:

@@ -29,6 +29,7 @@ from saestore.saes.config import SAEConfig
 from saestore.saes.weights import VECTORS, FloatArray, MatrixName, decoder_norms, hash_weights
 
 _BUFFER_BYTES = 8 * 2**20
+_MATRICES = ("W_enc", "W_dec")
 _SAFETENSORS_DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "bfloat16"}
 
 
@@ -149,7 +150,8 @@ class FileWeights:
         self._arrays = dict(arrays)
         self._factors = factors or Factors()
         # what a factor gives does not fit the stored dtype, and whoever copies the weights goes by it
-        self.config = config if self._factors == Factors() else dataclasses.replace(config, dtype="float32")
+        is_as_stored = self._factors == Factors() and len({arrays[n].dtype for n in _MATRICES if n in arrays}) < 2
+        self.config = config if is_as_stored else dataclasses.replace(config, dtype="float32")
         expected: dict[str, tuple[int, ...]] = {
             "W_enc": (config.d_in, config.d_sae),
             "W_dec": (config.d_sae, config.d_in),

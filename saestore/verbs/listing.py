@@ -127,15 +127,17 @@ def status(lake: LakeLike = ".", *, storage: bool = False, catalog: Catalog | No
 
 def _not_encoded(lake: Lake, groups: list[GroupStatus]) -> Iterator[GroupStatus]:
     """Yield the codes that `encode` would make: activations by position at the hook that an SAE was trained on."""
-    saes = {group.sae: _attribute(lake, sae_path(group.sae), "config", "hook_name") for group in groups if group.sae}
+    saes = {group.sae: _attribute(lake, sae_path(group.sae), "config") or {} for group in groups if group.sae}
     there = {group.path for group in groups if group.kind == "codes"}
     for group in groups:
         if group.kind != "activations" or group.sample_type not in POSITION_TYPES:
             continue
         hook = _attribute(lake, group.path, "saelens_hook_name") if saes else None
-        for sae, trained_on in saes.items():
+        d_in = _attribute(lake, group.path, "d_in") if saes else None
+        for sae, config in saes.items():
             key = CodesKey(group.dataset, group.model, group.layer, sae, group.sample_type)
-            if hook is None or hook != trained_on or key.path in there:
+            fits = hook is not None and (hook, d_in) == (config.get("hook_name"), config.get("d_in"))
+            if not fits or key.path in there:
                 continue
             yield GroupStatus(
                 kind="codes",

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from saestore.extraction.writer import ExtractResult
     from saestore.formats.importer import ImportResult
     from saestore.lake import Lake
+    from saestore.samples import SampleTable
 
 
 def init(lake: LakeLike, *, storage_options: Mapping[str, Any] | None = None, catalog: Catalog | None = None) -> Lake:
@@ -86,7 +87,8 @@ def extract(
     dtype : {"float16", "bfloat16", "float32"}
         Stored precision.
     limit : int, optional
-        Only the first samples of each dataset.
+        Only the first samples of each dataset, as the table orders them; concepts that are then all yes or all no
+        are told.
     name : str, optional
         The dataset's name in the lake, when there is one dataset.
     text, image, text_path, id, split, labels, root
@@ -123,6 +125,9 @@ def extract(
     spec = model_spec(model, dtype=model_dtype, device=device, max_length=max_length, catalog=catalog)
     columns = Columns(text=text, image=image, text_path=text_path, id=id, split=split, labels=labels, root=root)
     tables = sample_tables(datasets, name=name, columns=columns, limit=limit, catalog=catalog)
+    if limit is not None and say is not None:
+        for dataset, table in tables.items():
+            _tell_one_sided(dataset, table, say)
     return write(
         opened,
         tables,
@@ -135,6 +140,19 @@ def extract(
         quiet=quiet,
         say=say,
     )
+
+
+def _tell_one_sided(dataset: str, table: SampleTable, say: Say) -> None:
+    """Tell of concepts without a yes or without a no among the first samples: a sorted table gives one class."""
+    concepts = table.concepts
+    varied = (concepts == 1).any(axis=0) & (concepts == 0).any(axis=0)
+    names = [name for name, both in zip(table.concept_names, varied, strict=True) if not both]
+    if names:
+        say(
+            f"{dataset}: in its first {len(table):,} samples {', '.join(names[:3])}{' ...' if names[3:] else ''} "
+            f"({len(names)} of {len(varied)} concepts) are all yes or all no; if the table is sorted, shuffle it or "
+            "raise --limit"
+        )
 
 
 def import_(

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from saestore.codes import Codes
 from saestore.errors import InputError, MissingError
 from saestore.lake import Lake, layer_name
@@ -355,10 +357,8 @@ def row_choice(rows: str | int | slice | Sequence[int]) -> slice | list[int]:
     """
     if isinstance(rows, slice):
         return rows
-    if isinstance(rows, int):
-        return [rows]
     if not isinstance(rows, str):
-        return [int(row) for row in rows]
+        return list(np.atleast_1d(np.asarray(rows)))  # a mask stays one, which readers of rows refuse
     start, colon, stop = rows.strip().partition(":")
     try:
         if colon:

@@ -148,7 +148,7 @@ def show(
         shown = tuple(_shown_rows(found[0], row_choice(rows), top))
         return Shown(key.sae, key.layer, key.sample_type, rows=shown)
     picked = ""
-    if not units:
+    if units is None or not len(units):
         units, picked = _pick(found)
     return Shown(key.sae, key.layer, key.sample_type, units=tuple(_shown_units(found, units, top)), picked=picked)
 
@@ -251,13 +251,14 @@ def _places(codes: Codes, rows: NDArray[np.int64]) -> list[Place]:
     if codes.positions is not None and codes.positions.has("char_start"):
         group = codes.positions.group
         spans = np.stack([group.take("char_start", rows), group.take("char_end", rows)], axis=1)
+        special = group.take("special", rows)
     elif codes.positions is not None and codes.positions.has("box"):
         boxes = codes.positions.group.take("box", rows)
     found = []
     for place, row in enumerate(rows):
         content = str(contents[place])
         if spans is not None:
-            before, marked, after = _around(content, int(spans[place, 0]), int(spans[place, 1]))
+            before, marked, after = _around(content, *spans[place], special=bool(special[place]))
         elif boxes is not None:
             box = ", ".join(f"{edge:.0f}" for edge in boxes[place])
             before, marked, after = f"{content} ", f"box {box}", ""
@@ -267,10 +268,10 @@ def _places(codes: Codes, rows: NDArray[np.int64]) -> list[Place]:
     return found
 
 
-def _around(text: str, start: int, stop: int) -> tuple[str, str, str]:
-    """Cut the text around a token; a special token stands for no characters."""
+def _around(text: str, start: int, stop: int, *, special: bool) -> tuple[str, str, str]:
+    """Cut the text around a token; special ones, and with some tokenizers spaces, stand for no characters."""
     if start == stop:
-        return f"(special token) {_shortened(text)}", "", ""
+        return f"({'special' if special else 'empty'} token) {_shortened(text)}", "", ""
     first, last = max(0, start - _CONTEXT), min(len(text), stop + _CONTEXT)
     before = ("…" if first else "") + text[first:start]
     return before, text[start:stop], text[stop:last] + ("…" if last < len(text) else "")

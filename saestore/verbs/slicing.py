@@ -87,7 +87,8 @@ def dense(
     codes = matching_codes(opened, datasets=[dataset], sae=sae, layer=layer, sample_type=sample_type, model=model)[0]
     chosen = slice(None) if rows is None else row_choice(rows)
     count = len(range(*chosen.indices(codes.n_rows))) if isinstance(chosen, slice) else len(chosen)
-    width = codes.d_sae if not units else len(units)
+    named = None if units is None or not len(units) else list(units)
+    width = codes.d_sae if named is None else len(named)
     if not count:
         raise InputError(f"rows {rows} are none of the {codes.n_rows:,} rows of {codes.key.path}")
     require_memory(
@@ -96,9 +97,9 @@ def dense(
         what=f"a dense block of {count:,} rows x {width:,} units",
         remedy="ask for fewer with --rows 0:1000 or --units 1 2 3, or give more with --memory",
     )
-    block = _open(opened.url, opened.storage.options, codes.key.path, list(units) if units else None, memory)
+    block = _open(opened.url, opened.storage.options, codes.key.path, named, memory)
     if not isinstance(chosen, slice):
-        codes.rows(chosen[:1])  # the reader's own error for a row that does not exist, in the lake's words
+        codes.sample_of(np.asarray(chosen))  # the reader's own error for rows that are no rows, in the lake's words
     block = block.isel(row=chosen).assign_coords(row=np.arange(codes.n_rows)[chosen]).load()
     if path is None:
         return block

@@ -166,8 +166,9 @@ def sae_train(
 ) -> Training:
     """Train a Top-K SAE with SAELens on activations of the lake, without special tokens.
 
-    Rows are streamed and shuffled in bounded memory. The folder has SAELens' own layout, and `training.json` with
-    what the training was a function of: the same training again does nothing.
+    Rows of all splits are taken, also those of `test`; no label is looked at. They are streamed and shuffled in
+    bounded memory. The folder has SAELens' own layout, and `training.json` with what the training was a function of:
+    the same training again does nothing.
 
     Parameters
     ----------

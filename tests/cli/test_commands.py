@@ -16,7 +16,11 @@ import torch
 from command_runs import Run
 
 import saestore
+from saestore.errors import InputError
+from saestore.saes.lake import write_sae
+from saestore.verbs.showing import _around
 from saestore.verbs.training import _shuffled, _sources
+from tests.small_lake import add_activations, mirror_sae
 
 
 def dense_of(lake: str, dataset: str) -> tuple[np.ndarray, np.ndarray]:
@@ -38,6 +42,14 @@ def test_status_lists_every_group_and_says_what_is_not_encoded(lake: str, run: R
     assert ran.code == 0
     assert "1 missing" in ran.out
     assert "not encoded: saestore encode LAKE --saes small --datasets 'more'" in ran.out
+
+
+def test_status_expects_no_codes_of_another_width(tmp_path: Path) -> None:
+    lake = saestore.init(tmp_path / "lake")
+    write_sae(lake.storage, "s", mirror_sae(4), quiet=True)
+    add_activations(lake, "fits", np.ones((9, 4), np.float32))
+    add_activations(lake, "wider", np.ones((9, 5), np.float32))
+    assert [group.dataset for group in saestore.status(lake).groups if group.state == "missing"] == ["fits"]
 
 
 def test_status_of_a_partial_lake_is_exit_code_one_and_the_same_command_completes_it(
@@ -157,6 +169,35 @@ def test_dense_writes_what_the_codes_hold(lake: str, run: Run, tmp_path: Path, e
         assert frame["special"].tolist() == special[3:9].tolist()
     np.testing.assert_allclose(found, expected, rtol=1e-6)
     assert os.listdir(tmp_path) == [out.name]
+
+
+def test_units_and_rows_may_be_arrays_and_masks_are_refused(lake: str) -> None:
+    dense, _ = dense_of(lake, "texts")
+    units, rows = np.array([7, 8]), np.array([2, 0])
+    block = saestore.dense(lake, "texts", sample_type="token", rows=rows, units=units)
+    np.testing.assert_array_equal(block.codes.values, dense[rows][:, units])
+    assert [unit.unit for unit in saestore.show(lake, units=units).units] == [7, 8]
+    mask = np.arange(len(dense)) < 2
+    for verb in (saestore.show, saestore.dense):
+        with pytest.raises(InputError, match=r"np\.flatnonzero\(mask\)"):
+            verb(lake, "texts", rows=mask)
+    with pytest.raises(InputError, match=f"row {len(dense)} does not exist"):
+        saestore.dense(lake, "texts", rows=[0, len(dense)], units=[1])
+
+
+def test_a_token_without_characters_is_called_special_only_when_it_is() -> None:
+    assert _around("two words", 3, 3, special=False)[0] == "(empty token) two words"
+    assert _around("two words", 0, 0, special=True)[0] == "(special token) two words"
+    assert _around("añ🙂 words", 2, 3, special=False) == ("añ", "🙂", " words")
+
+
+def test_a_limit_that_leaves_one_class_is_told(lake: str, tmp_path: Path) -> None:
+    table = pd.DataFrame({"text": ["a"] * 6, "label": [0, 0, 0, 1, 1, 1], "target": [1, 0] * 3})
+    for limit, told in ((3, True), (4, False)):
+        lines: list[str] = []
+        extract = dict(model="mini", layers=[1], limit=limit, dry_run=True, quiet=True, say=lines.append)
+        saestore.extract(saestore.init(tmp_path / "lake"), {"sorted": table}, **extract)
+        assert any("label (1 of 2 concepts)" in line for line in lines) == told
 
 
 def test_dense_prints_a_slice_and_its_json_holds_the_numbers(lake: str, run: Run) -> None:

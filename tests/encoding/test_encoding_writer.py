@@ -313,6 +313,26 @@ class TestWrongInput:
         add_activations(lake, "d", np.ones((300, 5), np.float32), model="other")
         assert [result.key.model for result in encode(lake, "s", quiet=True)] == ["m"]
 
+    def test_two_models_of_one_width(self, lake: Lake, x: np.ndarray) -> None:
+        write_sae(lake.storage, "silent", mirror_sae(D_IN))
+        write_sae(lake.storage, "named", mirror_sae(D_IN, model_name="hub/Other"))
+        write_sae(lake.storage, "strange", mirror_sae(D_IN, model_name="third"))
+        add_activations(lake, "d", x)
+        add_activations(lake, "d", x + 1, model="other")
+        for sae in ("silent", "strange"):
+            with pytest.raises(InputError, match=r"models m, other.*--model"):
+                encode(lake, sae, quiet=True)
+        assert [result.key.model for result in encode(lake, "named", quiet=True)] == ["other"]
+        assert [result.key.model for result in encode(lake, "silent", model="m", quiet=True)] == ["m"]
+
+    def test_an_sae_of_another_model_is_told(self, lake: Lake, x: np.ndarray) -> None:
+        add_activations(lake, "d", x)
+        for name, model_name in {"same": "hub/M", "another": "n"}.items():
+            lines: list[str] = []
+            write_sae(lake.storage, name, mirror_sae(D_IN, model_name=model_name))
+            encode(lake, name, quiet=True, say=lines.append)
+            assert any("trained on n;" in line for line in lines) == (name == "another")
+
     def test_other_hook(self, lake: Lake, x: np.ndarray) -> None:
         write_sae(lake.storage, "s", mirror_sae(D_IN))
         add_activations(lake, "d", x, layer="layer_4", hook="blocks.4.hook_resid_post")
@@ -455,3 +475,12 @@ def test_a_resumed_run_encodes_the_missing_shards_only(
     assert result.encoded_rows == 64 + 44
     assert not any("count" in line for line in lines)
     assert files(tmp_path) == before
+
+
+@pytest.mark.parametrize(("specials", "prepend_bos", "told"), [(False, True, 1), (True, True, 0), (False, False, 0)])
+def test_a_missing_first_token_is_told(tmp_path: Path, specials: bool, prepend_bos: bool, told: int) -> None:
+    lake, said = Lake.create(tmp_path), []
+    add_activations(lake, "d", np.random.default_rng(0).normal(size=(60, 8)).astype("float32"), specials=specials)
+    write_sae(lake.storage, "s", mirror_sae(8, hook_name=HOOK, prepend_bos=prepend_bos), quiet=True)
+    encode(lake, "s", quiet=True, say=said.append)
+    assert sum("added in front" in line for line in said) == told

@@ -245,7 +245,7 @@ def test_codes_read_as_the_dense_rows_they_stand_for(lake: Lake, tmp_path: Path,
         np.sort(top.values)[::-1], np.sort(dense[:, top.unit][dense[:, top.unit] > 0])[::-1][:3]
     )
     states = {group.kind: (group.state, group.rows, group.note) for group in lake.status()}
-    assert states["codes"] == ("done", ROWS, "")
+    assert states["codes"] == ("done", ROWS, "l0 counts filled slots, the imported file holds no true number")
     assert states["positions"][:2] == states["codes"][:2]
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zarr
+from safetensors.torch import load_file, save_file
 
 from saestore.errors import ConflictError, HoleError, IntegrityError, MissingError
 from saestore.lake import Lake
@@ -70,6 +71,18 @@ def test_matrices_keep_the_precision_of_the_source(lake: Lake, tmp_path: Path, d
     assert array.metadata.dimension_names == ("unit", "d_in")
     if stored != "uint16":
         np.testing.assert_array_equal(np.asarray(array[:], np.float32), sae.W_enc.T.detach().float().numpy())
+
+
+def test_matrices_of_two_precisions_lose_nothing(lake: Lake, tmp_path: Path) -> None:
+    file = tmp_path / "sae" / "sae_weights.safetensors"
+    make_sae("standard").save_model(file.parent)
+    tensors = load_file(file)
+    save_file({**tensors, "W_enc": tensors["W_enc"].bfloat16()}, file)
+    with open_sae(file.parent) as source:
+        write_sae(lake.storage, "s", source, quiet=True)
+        for matrix in ("W_enc", "W_dec"):
+            stored = open_lake_sae(lake.storage, "s").rows(matrix, slice(None))
+            np.testing.assert_array_equal(stored, source.rows(matrix, slice(None)))
 
 
 def test_a_second_import_reads_and_writes_no_matrix(lake: Lake, tmp_path: Path) -> None:
