@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from saestore.budget import parse_memory, require_memory
-from saestore.errors import InputError
+from saestore.errors import DependencyError, InputError
 from saestore.kernels.densify import densify, to_csr, unit_lookup
 from saestore.kernels.quantize import as_float32
 from saestore.layout import POSITION_TYPES, CodesKey
@@ -225,8 +225,17 @@ class Codes:
         return out
 
     def to_scipy(self, rows: Rows = slice(None)) -> csr_array:
-        """Return the codes of rows as a scipy CSR array, (n, d_sae) float32."""
-        from scipy.sparse import csr_array
+        """Return the codes of rows as a scipy CSR array, (n, d_sae) float32.
+
+        Raises
+        ------
+        DependencyError
+            scipy, which reading otherwise does without, is not installed.
+        """
+        try:
+            from scipy.sparse import csr_array
+        except ImportError:
+            raise DependencyError("to_scipy needs scipy; install it with: pip install scipy") from None
 
         block = self.rows(rows)
         return csr_array(to_csr(block.indices, block.values), shape=(len(block.rows), self.d_sae))

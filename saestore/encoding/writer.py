@@ -15,7 +15,7 @@ from saestore.encoding.plan import TASKS_AT_ONCE, EncodePlan
 from saestore.encoding.task import ENCODER, EncodeTask
 from saestore.engine.resources import release
 from saestore.engine.run import run_tasks
-from saestore.errors import InputError, MissingError
+from saestore.errors import DependencyError, InputError, MissingError
 from saestore.lake import Lake, layer_name
 from saestore.layout import POSITION_TYPES, ActivationsKey, CodesKey, check_sample_type
 from saestore.saes.config import SAEConfig
@@ -110,6 +110,8 @@ def encode(
         The explained variance is below zero: a wrong layer, hook or normalisation.
     BudgetError
         The plan exceeds the memory.
+    DependencyError
+        torch or numba is not installed.
     ConflictError
         Codes made with other parameters are stored there.
     """
@@ -182,7 +184,10 @@ def _plans(jobs: Sequence[EncodeJob], resources: Resources, say: Callable[[str],
 
 def _resources(wish: str, memory: str | int | None) -> Resources:
     # Imported first: the libraries are part of what the process uses before any SAE is loaded.
-    import saestore.encoding.encoder  # noqa: F401
+    try:
+        import saestore.encoding.encoder  # noqa: F401
+    except ImportError as error:
+        raise DependencyError(f"encode needs {error.name}; install it with: pip install 'saestore[torch]'") from None
 
     device = _device(wish)
     baseline = psutil.Process().memory_info().rss

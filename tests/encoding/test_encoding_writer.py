@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -484,3 +486,18 @@ def test_a_missing_first_token_is_told(tmp_path: Path, specials: bool, prepend_b
     write_sae(lake.storage, "s", mirror_sae(8, hook_name=HOOK, prepend_bos=prepend_bos), quiet=True)
     encode(lake, "s", quiet=True, say=said.append)
     assert sum("added in front" in line for line in said) == told
+
+
+@pytest.mark.parametrize("absent", ["torch", "numba"])
+def test_an_absent_library_is_named_with_the_extra_that_brings_it(tmp_path: Path, absent: str) -> None:
+    lake = Lake.create(tmp_path)
+    add_activations(lake, "d", np.random.default_rng(0).normal(size=(60, 8)).astype("float32"))
+    write_sae(lake.storage, "s", mirror_sae(8, hook_name=HOOK), quiet=True)
+    program = (
+        f"import sys; sys.modules[{absent!r}] = None\n"
+        "from saestore.cli import main\n"
+        f"sys.exit(main(['encode', {str(tmp_path)!r}, '--saes', 's']))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr == f"error: encode needs {absent}; install it with: pip install 'saestore[torch]'\n"
