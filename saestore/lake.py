@@ -92,7 +92,9 @@ class Lake:
         storage = open_storage(url, storage_options=storage_options)
         document = read_document(storage, "")
         if document is None or ATTRIBUTE not in document.get("attributes", {}):
-            raise MissingError(f"there is no lake at {storage.url}; make one with: saestore init {os.fspath(url)}")
+            raise MissingError(
+                f"there is no lake at {storage.url}; check the path, or make one with: saestore init {os.fspath(url)}"
+            )
         own = document["attributes"][ATTRIBUTE]
         version = own.get("format") if isinstance(own, dict) else None
         if version != FORMAT_VERSION:

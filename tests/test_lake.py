@@ -42,7 +42,7 @@ def add_sae(built: BuiltLake, name: str) -> None:
 
 def test_create_open_and_names_on_every_storage(lake_url: tuple[str, dict[str, Any]]) -> None:
     url, options = lake_url
-    with pytest.raises(MissingError, match=r"there is no lake at .*; make one with: saestore init"):
+    with pytest.raises(MissingError, match=r"there is no lake at .*; check the path, or make one with: saestore init"):
         Lake.open(url, storage_options=options)
     created = Lake.create(url, storage_options=options)
     assert (created.datasets(), created.saes(), created.status()) == ([], [], [])

@@ -45,7 +45,7 @@ def extract(
     sample_type: SampleTypes = None,
     dtype: Annotated[str, typer.Option(metavar="DTYPE", help="Stored as float16, bfloat16 or float32.")] = "float16",
     limit: Annotated[int | None, typer.Option(help="Only the first samples of each dataset.")] = None,
-    name: Annotated[str | None, typer.Option(help="The dataset's name in the lake, if there is one.")] = None,
+    name: Annotated[str | None, typer.Option(help="The name in the lake, where one dataset is given.")] = None,
     text: Annotated[str | None, typer.Option(metavar="COLUMN", help="Of a file: the texts.")] = None,
     image: Annotated[str | None, typer.Option(metavar="COLUMN", help="Of a file: paths of images.")] = None,
     text_path: Annotated[str | None, typer.Option(metavar="COLUMN", help="Of a file: paths of texts.")] = None,
@@ -119,7 +119,7 @@ def import_(
     samples: Annotated[
         str | None, typer.Option(metavar="NAME", help="The samples: a catalog name, a table or a folder.")
     ] = None,
-    hook_name: Annotated[str | None, typer.Option(help="SAELens' name of the hook point.")] = None,
+    hook_name: Annotated[str | None, typer.Option(help="SAELens' hook; encode compares it with the SAE's.")] = None,
     dtype: Annotated[str | None, typer.Option(metavar="DTYPE", help="Stored as this; default the file's.")] = None,
     quiet: Quiet = False,
     json: Json = False,

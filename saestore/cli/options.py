@@ -21,7 +21,10 @@ Datasets = Annotated[list[str] | None, typer.Option(metavar="NAME...", help="Dat
 Layer = Annotated[str | None, typer.Option(metavar="LAYER", help="Such as 3, 22 or layer_3.mlp_out.")]
 SampleType = Annotated[str | None, typer.Option(metavar="TYPE", help="token, patch, cls, mean, max or last.")]
 SampleTypes = Annotated[
-    list[str] | None, typer.Option("--sample-type", metavar="TYPE...", help="token, patch, cls, mean, max, last.")
+    list[str] | None,
+    typer.Option(
+        "--sample-type", metavar="TYPE...", help="token, patch, cls, mean, max, last; by default token or patch."
+    ),
 ]
 StoredModel = Annotated[str | None, typer.Option(metavar="NAME", help="A model of the lake.")]
 Sae = Annotated[str | None, typer.Option(metavar="NAME", help="An SAE of the lake.")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,8 @@ from saestore.layout import POSITION_TYPES, ActivationsKey, CodesKey, check_samp
 from saestore.saes.config import SAEConfig
 from saestore.saes.lake import LakeWeights, open_lake_sae
 
+_LAYER_OF_HOOK = re.compile(r"blocks\.(\d+)\.")
+_LAYER_OF_NAME = re.compile(r"layer_(\d+)")
 VALUE_DTYPES = ("float16", "bfloat16", "float32")
 
 
@@ -265,13 +268,17 @@ def _belongs(lake: Lake, key: ActivationsKey, weights: LakeWeights, *, named: bo
     config = weights.config
     attributes = Activations.open(lake.storage, key).group.attributes
     hook = attributes.get("saelens_hook_name")
-    if config.hook_name is None or hook is None:
+    if config.hook_name is None:
         return named or int(attributes["d_in"]) == config.d_in
+    if hook is None:  # imported without one: the numbers of the layers must do
+        wanted, found = _LAYER_OF_HOOK.search(config.hook_name), _LAYER_OF_NAME.match(key.layer)
+        if wanted is None or found is None or wanted[1] == found[1]:
+            return named or int(attributes["d_in"]) == config.d_in
     if hook == config.hook_name:
         return True
     if named and not force:
         raise InputError(
-            f"SAE {weights.name} was trained on {config.hook_name}, {key.path} holds {hook}; "
+            f"SAE {weights.name} was trained on {config.hook_name}, {key.path} holds {hook or key.layer}; "
             "choose the layer it was trained on, or give --force"
         )
     return named

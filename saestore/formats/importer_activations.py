@@ -186,6 +186,11 @@ def import_activations(
         ]
         for note in described["notes"]:
             say(f"{origin.name}: {note}")
+        if hook_name is None:
+            say(
+                f"{target.path}: no hook name was given, so encode can hold an SAE's layer number against it and no "
+                "more; give --hook-name if you know it"
+            )
         threads = threads_for(described)
         run_tasks(tasks, label=f"import {origin.name}", unit="rows", threads=threads, quiet=quiet)
     nonfinite = group.flagged(ARRAY)

@@ -13,7 +13,7 @@ import numpy as np
 from saestore.codes import Codes
 from saestore.errors import InputError, MissingError
 from saestore.lake import Lake, layer_name
-from saestore.layout import DATA, CodesKey, check_name
+from saestore.layout import DATA, POSITION_TYPES, CodesKey, check_name
 
 if TYPE_CHECKING:
     from saestore.catalogs import Catalog, LakeEntry, SAEEntry
@@ -314,6 +314,8 @@ def matching_codes(
 ) -> list[Codes]:
     """Open the codes of one SAE over one layer, for chosen datasets or for all that have them.
 
+    Without a sample type those of positions are taken where there are any, as encode does.
+
     Raises
     ------
     MissingError
@@ -326,10 +328,13 @@ def matching_codes(
     keys = [
         key for key in stored if all(value is None or getattr(key, name) == value for name, value in wanted.items())
     ]
+    if sample_type is None:  # as encode does: rows of positions where there are any
+        keys = [key for key in keys if key.sample_type in POSITION_TYPES] or keys
     asked = ", ".join(f"{name} {value}" for name, value in wanted.items() if value is not None) or "the question"
     if not keys:
         raise MissingError(
-            f"no codes in {lake.url} fit {asked}; there are {_listed(stored)}; make them with: saestore encode"
+            f"no codes{f' of {datasets[0]}' if datasets else ''} in {lake.url} fit {asked}; there are "
+            f"{_listed(stored)}; make them with: saestore encode {lake.url} --saes NAME"
         )
     kinds = sorted({(key.model, key.layer, key.sae, key.sample_type) for key in keys})
     if len(kinds) > 1:
@@ -344,7 +349,7 @@ def matching_codes(
 
 
 def _listed(keys: Sequence[CodesKey]) -> str:
-    return "; ".join(key.path.removeprefix(f"{DATA}/") for key in keys[:4]) or "none at all"
+    return "; ".join(key.path.removeprefix(f"{DATA}/") for key in keys[:4]) or "none"
 
 
 def row_choice(rows: str | int | slice | Sequence[int]) -> slice | list[int]:

@@ -501,3 +501,15 @@ def test_an_absent_library_is_named_with_the_extra_that_brings_it(tmp_path: Path
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr == f"error: encode needs {absent}; install it with: pip install 'saestore[torch]'\n"
+
+
+def test_activations_without_a_hook_name_are_held_against_their_layer(tmp_path: Path) -> None:
+    lake, x = Lake.create(tmp_path), np.random.default_rng(0).normal(size=(60, 8)).astype("float32")
+    add_activations(lake, "d", x, layer="layer_3", hook=None)
+    add_activations(lake, "d", x, layer="layer_4", hook=None)
+    write_sae(lake.storage, "s", mirror_sae(8, hook_name="blocks.4.hook_resid_post"), quiet=True)
+    (result,) = encode(lake, "s", quiet=True)
+    assert result.key.layer == "layer_4"
+    with pytest.raises(InputError, match="holds layer_3"):
+        encode(lake, "s", layers=[3], quiet=True)
+    assert encode(lake, "s", layers=[3], force=True, quiet=True)[0].encoded_rows == 60
