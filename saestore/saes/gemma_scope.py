@@ -41,7 +41,7 @@ def open_gemma_scope(
     repo_id : str, optional
         Name of the repository the file comes from, if it is not among the folder names.
     cache : Path, optional
-        Folder where deflated members are unpacked; `saestore.saes.files.cache_folder` by default.
+        Folder where deflated members are unpacked; `saestore.cache.cache_folder` by default.
 
     Raises
     ------

@@ -10,8 +10,9 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
+from saestore.cache import cache_folder
 from saestore.errors import DependencyError, MissingError
-from saestore.saes.files import FileWeights, cache_folder
+from saestore.saes.files import FileWeights
 from saestore.saes.gemma_scope import open_gemma_scope
 from saestore.saes.saelens import CONFIG_NAME, WEIGHTS_NAME, is_unfolded, open_saelens, read_json
 
