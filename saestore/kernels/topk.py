@@ -44,6 +44,8 @@ class UnitRule:
         None means 1, 0, no cut and 0.
     topk
         K of a top-k architecture: only the K largest active units of a row stay active.
+    signed
+        Units are active iff ``v != 0`` and are ranked by ``|v|``; their values keep the sign (abstopk).
     """
 
     scale: FloatArray | None = None
@@ -51,6 +53,7 @@ class UnitRule:
     cut: FloatArray | None = None
     threshold: FloatArray | None = None
     topk: int | None = None
+    signed: bool = False
 
     def tile(self, first: int, units: int) -> UnitRule:
         """The same rule for ``units`` units from ``first`` on."""
@@ -58,7 +61,7 @@ class UnitRule:
         def part(array: FloatArray | None) -> FloatArray | None:
             return None if array is None else np.array(array[first : first + units], dtype=np.float32)
 
-        return UnitRule(part(self.scale), part(self.bias), part(self.cut), part(self.threshold), self.topk)
+        return UnitRule(part(self.scale), part(self.bias), part(self.cut), part(self.threshold), self.topk, self.signed)
 
 
 def _check(products: FloatArray | torch.Tensor, rule: UnitRule) -> None:

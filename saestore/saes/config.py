@@ -10,13 +10,30 @@ from typing import Any, Literal, get_args
 
 from saestore.errors import InputError
 
-Architecture = Literal["standard", "jumprelu", "gated", "topk"]
+Architecture = Literal[
+    "standard",
+    "jumprelu",
+    "gated",
+    "topk",
+    "abstopk",
+    "transcoder",
+    "skip_transcoder",
+    "jumprelu_transcoder",
+    "jumprelu_skip_transcoder",
+    "matching_pursuit",
+    "temporal",
+]
 Normalization = Literal["none", "layer_norm", "constant_norm_rescale"]
 Reshape = Literal["none", "hook_z"]
 
 ARCHITECTURES: tuple[str, ...] = get_args(Architecture)
 NORMALIZATIONS: tuple[str, ...] = get_args(Normalization)
 RESHAPES: tuple[str, ...] = get_args(Reshape)
+
+TOPK = ("topk", "abstopk")
+TRANSCODERS = ("transcoder", "skip_transcoder", "jumprelu_transcoder", "jumprelu_skip_transcoder")
+DENSE = ("matching_pursuit", "temporal")
+"""Architectures whose units depend on each other, so that they cannot be encoded by tiles: SAELens encodes them."""
 
 # Normalisations that SAELens applies by folding them into the weights and by nothing else: unfolded weights with one
 # of these names would be encoded wrongly without an error.
@@ -33,11 +50,13 @@ _TRAINING_ONLY = ("batchtopk", "matryoshka_batchtopk")
 ARITHMETIC_FIELDS = (
     "architecture",
     "d_in",
+    "d_out",
     "d_sae",
     "k",
     "apply_b_dec_to_input",
     "normalization",
     "rescale_acts_by_decoder_norm",
+    "saelens_config",
 )
 
 
@@ -47,22 +66,27 @@ class SAEConfig:
 
     Parameters
     ----------
-    architecture : {"standard", "jumprelu", "gated", "topk"}
+    architecture : str
+        One of `ARCHITECTURES`, SAELens' names of its inference classes.
     d_in, d_sae : int
         Width of the activations and number of units.
+    d_out : int, optional
+        Width of what the decoder gives; d_in unless this is a transcoder, which must say it.
     k : int, optional
-        The K of a topk architecture: at most K units of a row are active. None for the others.
+        The K of topk and abstopk: at most K units of a row are active. None for the others.
     apply_b_dec_to_input : bool
         Whether ``b_dec`` is subtracted from the (normalised) activation before encoding.
     normalization : {"none", "layer_norm", "constant_norm_rescale"}
         Applied to each activation row first; see `saestore.kernels.normalize`.
     rescale_acts_by_decoder_norm : bool
-        For topk: pre-activations are multiplied by the norms of the decoder rows before the selection, and the
-        decoder divides by them.
+        For topk and abstopk: pre-activations are multiplied by the norms of the decoder rows before the selection,
+        and the decoder divides by them.
     dtype : str
         Dtype of the weights as stored by the source; reading always gives float32.
     hook_name : str, optional
         SAELens (TransformerLens) name of the hook point, e.g. ``blocks.34.hook_resid_post``.
+    hook_name_out : str, optional
+        Of a transcoder: the hook point whose activations its decoder predicts.
     hook_head_index : int, optional
         The attention head that was read, where the SAE belongs to one.
     reshape_activations : {"none", "hook_z"}
@@ -74,6 +98,8 @@ class SAEConfig:
         Names of the SAE in SAELens' registry and on Neuronpedia.
     source : str
         Where the weights were read from (free text, for people).
+    saelens_config : str, optional
+        Of the architectures in `DENSE`: SAELens' own configuration as JSON, from which its class is built.
 
     Raises
     ------
@@ -84,12 +110,14 @@ class SAEConfig:
     architecture: Architecture
     d_in: int
     d_sae: int
+    d_out: int = 0
     k: int | None = None
     apply_b_dec_to_input: bool = True
     normalization: Normalization = "none"
     rescale_acts_by_decoder_norm: bool = False
     dtype: str = "float32"
     hook_name: str | None = None
+    hook_name_out: str | None = None
     hook_head_index: int | None = None
     reshape_activations: Reshape = "none"
     model_name: str | None = None
@@ -99,6 +127,7 @@ class SAEConfig:
     sae_id: str | None = None
     neuronpedia_id: str | None = None
     source: str = ""
+    saelens_config: str | None = None
 
     def __post_init__(self) -> None:
         where = f" ({self.source})" if self.source else ""
@@ -111,7 +140,9 @@ class SAEConfig:
             raise InputError(
                 f"SAE architecture {self.architecture!r}{where} is not supported; known: {_list(ARCHITECTURES)}"
             )
-        for name in ("d_in", "d_sae"):
+        if not self.d_out and not self.is_transcoder:
+            object.__setattr__(self, "d_out", self.d_in)
+        for name in ("d_in", "d_sae", "d_out"):
             _check_positive_int(name, getattr(self, name), where)
         if self.normalization in _FOLDED_ONLY:
             raise InputError(
@@ -127,27 +158,65 @@ class SAEConfig:
                 f"SAE reshape_activations {self.reshape_activations!r}{where} is unknown; known: {_list(RESHAPES)}"
             )
         self._check_topk(where)
+        self._check_transcoder(where)
+        if (self.saelens_config is not None) != (self.architecture in DENSE):
+            raise InputError(
+                f"a {self.architecture} SAE{where} was given {'a' if self.saelens_config else 'no'} saelens_config; "
+                f"only {_list(DENSE)} need one"
+            )
 
     def _check_topk(self, where: str) -> None:
-        if self.architecture != "topk":
+        if self.architecture not in TOPK:
             if self.k is not None:
                 raise InputError(
-                    f"k={self.k} was given for a {self.architecture} SAE{where}; only topk has a k: leave it out"
+                    f"k={self.k} was given for a {self.architecture} SAE{where}; only {_list(TOPK)} have a k: "
+                    "leave it out"
                 )
             if self.rescale_acts_by_decoder_norm:
                 raise InputError(
-                    f"rescale_acts_by_decoder_norm is set for a {self.architecture} SAE{where}; only topk has it"
+                    f"rescale_acts_by_decoder_norm is set for a {self.architecture} SAE{where}; "
+                    f"only {_list(TOPK)} have it"
                 )
             return
         if self.k is None:
             raise InputError(
-                f"a topk SAE{where} needs k, the number of units that stay active in a row; none was given"
+                f"a {self.architecture} SAE{where} needs k, the number of units that stay active in a row; "
+                "none was given"
             )
         _check_positive_int("k", self.k, where)
         if self.k > self.d_sae:
             raise InputError(
-                f"k={self.k} of the topk SAE{where} is larger than its d_sae={self.d_sae}; k must be 1 to d_sae"
+                f"k={self.k} of the {self.architecture} SAE{where} is larger than its d_sae={self.d_sae}; "
+                "k must be 1 to d_sae"
             )
+
+    def _check_transcoder(self, where: str) -> None:
+        if self.is_transcoder:
+            if self.apply_b_dec_to_input:
+                raise InputError(
+                    f"apply_b_dec_to_input is set for a {self.architecture}{where}; its b_dec belongs to the output: "
+                    "set it to false"
+                )
+        elif self.d_out != self.d_in:
+            raise InputError(
+                f"d_out={self.d_out} was given for a {self.architecture} SAE{where} with d_in={self.d_in}; "
+                "only transcoders give another width"
+            )
+
+    @property
+    def is_transcoder(self) -> bool:
+        """Whether the decoder predicts the activations of another hook point."""
+        return self.architecture in TRANSCODERS
+
+    @property
+    def has_skip(self) -> bool:
+        """Whether the reconstruction adds ``x @ W_skip.T`` to what the codes give."""
+        return self.architecture in ("skip_transcoder", "jumprelu_skip_transcoder")
+
+    @property
+    def is_signed(self) -> bool:
+        """Whether codes may be negative."""
+        return self.architecture == "abstopk"
 
     def to_json(self) -> str:
         """Return the configuration as one JSON object with every field."""

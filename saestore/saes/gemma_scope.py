@@ -8,7 +8,8 @@ from pathlib import Path
 
 from saestore.errors import InputError, MissingError
 from saestore.saes.config import SAEConfig
-from saestore.saes.files import Factors, FileWeights, read_npz_members
+from saestore.saes.files import Factors, FileWeights
+from saestore.saes.stored import read_npz_members
 
 FILE_NAME = "params.npz"
 

@@ -16,12 +16,12 @@ from saestore.layout import sae_path
 from saestore.progress import Progress
 from saestore.rows import ArraySpec, Grid, RowGroup
 from saestore.saes.config import SAEConfig
-from saestore.saes.weights import VECTORS, FloatArray, MatrixName, SAEWeights
+from saestore.saes.weights import FloatArray, MatrixName, SAEWeights, matrix_widths, other_shapes, unit_vectors
 from saestore.storage import Storage
 
 _SHARD_BYTES = 64 << 20
-_CHUNK_BYTES = 4 << 20
-_MATRICES: tuple[MatrixName, ...] = ("W_enc", "W_dec")
+_CHUNK_BYTES = 128 << 10  # reconstructing reads single units of W_dec; runs of chunks are fetched together
+_AXES: dict[MatrixName, str] = {"W_enc": "d_in", "W_dec": "d_out"}
 
 
 class LakeWeights:
@@ -42,14 +42,17 @@ class LakeWeights:
         return self._group.path.rsplit("/", 1)[1]
 
     def rows(self, name: MatrixName, units: slice) -> FloatArray:
-        """Return the rows of some units: (n_units, d_in) float32."""
+        """Return the rows of consecutive units: (n_units, width) float32."""
         start, stop, _ = units.indices(self._config.d_sae)
-        stored = self._group.read(name, start, stop)
-        return to_float32(stored, "bfloat16" if stored.dtype == np.uint16 else str(stored.dtype))
+        return _widened(self._group.read(name, start, stop))
+
+    def take(self, name: MatrixName, units: NDArray[np.integer[Any]]) -> FloatArray:
+        """Return the rows of chosen units, ascending: (n_units, width) float32."""
+        return _widened(self._group.take(name, units))
 
     def vector(self, name: str) -> FloatArray:
-        """Return a vector: (d_sae,), or (d_in,) for `b_dec`, float32."""
-        if name == "b_dec":
+        """Return a parameter that is no matrix of units, or `decoder_norms`, float32."""
+        if name in self._group.attributes["whole"]:
             return self._group.whole(name)
         return self._group.read(name)
 
@@ -108,11 +111,11 @@ def write_sae(
         An SAE with other weights, or of another hook or model, has that name.
     """
     config = weights.config
-    vectors: dict[str, NDArray[Any]] = {vector: weights.vector(vector) for vector in VECTORS[config.architecture]}
-    b_dec = vectors.pop("b_dec")
+    widths = matrix_widths(config)
+    vectors: dict[str, NDArray[Any]] = {vector: weights.vector(vector) for vector in unit_vectors(config)}
     vectors["decoder_norms"] = weights.vector("decoder_norms")
     stored = {"float16": "float16", "bfloat16": "uint16"}.get(config.dtype, "float32")
-    row_bytes = config.d_in * np.dtype(stored).itemsize
+    row_bytes = max(widths.values()) * np.dtype(stored).itemsize
     attributes = {"saestore_dtype": "bfloat16"} if stored == "uint16" else {}
     group = RowGroup.create(
         storage,
@@ -126,13 +129,16 @@ def write_sae(
         ),
         arrays=[
             *(
-                ArraySpec(matrix, stored, config.d_in, width_axis="d_in", codec="none", attributes=attributes)
-                for matrix in _MATRICES
+                ArraySpec(matrix, stored, width, width_axis=_AXES[matrix], codec="none", attributes=attributes)
+                for matrix, width in widths.items()
             ),
             *(ArraySpec(vector, "float32", codec="none") for vector in vectors),
         ],
         identity={"hash": weights.content_hash()},
-        whole={"b_dec": (b_dec, ("d_in",))},
+        whole={
+            name: (weights.vector(name), ("d_out", "d_in")[: len(shape)])
+            for name, shape in other_shapes(config).items()
+        },
         attributes={"config": dataclasses.asdict(config), "provenance": dict(provenance or {})},
     )
     _check_place(name, SAEConfig.from_dict(group.attributes["config"]), config)
@@ -140,9 +146,7 @@ def write_sae(
     with Progress(f"import SAE {name}", total=len(missing) * group.grid.shard_rows, unit="units", quiet=quiet) as bar:
         for shard in missing:
             units = group.grid.shard(shard)
-            tile: dict[str, NDArray[Any]] = {
-                matrix: _stored(weights.rows(matrix, units), stored) for matrix in _MATRICES
-            }
+            tile: dict[str, NDArray[Any]] = {matrix: _stored(weights.rows(matrix, units), stored) for matrix in widths}
             group.write_shard(shard, {**tile, **{vector: values[units] for vector, values in vectors.items()}})
             bar.advance(group.grid.shard_rows)
     return LakeWeights(group)
@@ -157,6 +161,10 @@ def _check_place(name: str, stored: SAEConfig, given: SAEConfig) -> None:
                 f"SAE {name!r} is stored with {place} {old!r} and was given with {new!r}; "
                 "import it under another name, or as it was"
             )
+
+
+def _widened(stored: NDArray[Any]) -> FloatArray:
+    return to_float32(stored, "bfloat16" if stored.dtype == np.uint16 else str(stored.dtype))
 
 
 def _stored(rows: FloatArray, dtype: str) -> NDArray[Any]:

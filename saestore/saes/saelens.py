@@ -8,13 +8,22 @@ from pathlib import Path
 from typing import Any
 
 from saestore.errors import InputError, MissingError
-from saestore.saes.config import SAEConfig
-from saestore.saes.files import Factors, FileWeights, read_safetensors_header
+from saestore.saes.config import TOPK, TRANSCODERS, SAEConfig
+from saestore.saes.files import Factors, FileWeights
+from saestore.saes.stored import read_safetensors_header
 
 CONFIG_NAME = "cfg.json"
 WEIGHTS_NAME = "sae_weights.safetensors"
 
-_METADATA = ("hook_name", "hook_head_index", "model_name", "prepend_bos", "context_size", "neuronpedia_id")
+_METADATA = (
+    "hook_name",
+    "hook_name_out",
+    "hook_head_index",
+    "model_name",
+    "prepend_bos",
+    "context_size",
+    "neuronpedia_id",
+)
 
 
 def open_saelens(
@@ -82,10 +91,11 @@ def config_from_saelens(raw: dict[str, Any], *, dtype: str, source: str) -> SAEC
         {
             "architecture": architecture,
             **{name: raw[name] for name in ("d_in", "d_sae") if name in raw},
-            "k": raw.get("k") if architecture == "topk" else None,
-            "apply_b_dec_to_input": bool(raw.get("apply_b_dec_to_input", True)),
+            "d_out": raw.get("d_out", 0) if architecture in TRANSCODERS else 0,
+            "k": raw.get("k") if architecture in TOPK else None,
+            "apply_b_dec_to_input": bool(raw.get("apply_b_dec_to_input", architecture not in TRANSCODERS)),
             "normalization": raw.get("normalize_activations") or "none",
-            "rescale_acts_by_decoder_norm": architecture == "topk"
+            "rescale_acts_by_decoder_norm": architecture in TOPK
             and bool(raw.get("rescale_acts_by_decoder_norm", False)),
             "dtype": dtype,
             "reshape_activations": raw.get("reshape_activations") or "none",

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal, Protocol, Self
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,22 +20,53 @@ if TYPE_CHECKING:
 FloatArray = NDArray[np.float32]
 MatrixName = Literal["W_enc", "W_dec"]
 
-VECTORS: dict[str, tuple[str, ...]] = {
-    "standard": ("b_enc", "b_dec"),
-    "topk": ("b_enc", "b_dec"),
-    "jumprelu": ("b_enc", "b_dec", "threshold"),
-    "gated": ("b_dec", "b_gate", "b_mag", "r_mag"),
+UNIT_VECTORS: dict[str, tuple[str, ...]] = {
+    "standard": ("b_enc",),
+    "topk": ("b_enc",),
+    "abstopk": ("b_enc",),
+    "jumprelu": ("b_enc", "threshold"),
+    "gated": ("b_gate", "b_mag", "r_mag"),
+    "transcoder": ("b_enc",),
+    "skip_transcoder": ("b_enc",),
+    "jumprelu_transcoder": ("b_enc", "threshold"),
+    "jumprelu_skip_transcoder": ("b_enc", "threshold"),
+    "matching_pursuit": (),
+    "temporal": (),
 }
-"""The vectors of each architecture: (d_sae,), but (d_in,) for ``b_dec``."""
+"""The parameters of each architecture with one number per unit, (d_sae,)."""
+
 
 TILE_BYTES = 32 * 2**20
+
+
+def matrix_widths(config: SAEConfig) -> dict[MatrixName, int]:
+    """Return the matrices with one row per unit, and their widths."""
+    if config.architecture == "matching_pursuit" or (
+        config.saelens_config is not None and json.loads(config.saelens_config).get("tied_weights", False)
+    ):
+        return {"W_dec": config.d_out}  # W_enc is its transpose
+    return {"W_enc": config.d_in, "W_dec": config.d_out}
+
+
+def unit_vectors(config: SAEConfig) -> tuple[str, ...]:
+    """Return the names of the parameters with one number per unit."""
+    return UNIT_VECTORS[config.architecture]
+
+
+def other_shapes(config: SAEConfig) -> dict[str, tuple[int, ...]]:
+    """Return the parameters that are not by unit, and their shapes: ``b_dec`` (d_out,), ``W_skip`` (d_out, d_in)."""
+    shapes: dict[str, tuple[int, ...]] = {"b_dec": (config.d_out,)}
+    if config.has_skip:
+        shapes["W_skip"] = (config.d_out, config.d_in)
+    return shapes
 
 
 class SAEWeights(Protocol):
     """Weights of one SAE that are read tile by tile.
 
-    Both matrices are unit-major, (d_sae, d_in): row u of ``W_enc`` is the encoder direction of unit u, row u of
-    ``W_dec`` its decoder direction. Reading never holds more than the tile that was asked for and a small buffer.
+    The matrices are unit-major: row u of ``W_enc`` (d_sae, d_in) is the encoder direction of unit u, row u of
+    ``W_dec`` (d_sae, d_out) its decoder direction. Reading never holds more than the rows that were asked for and a
+    small buffer.
     """
 
     @property
@@ -44,11 +75,15 @@ class SAEWeights(Protocol):
         ...
 
     def rows(self, name: MatrixName, units: slice) -> FloatArray:
-        """Return the rows of some units: (n_units, d_in) float32, C-contiguous, the caller's to keep."""
+        """Return the rows of consecutive units: (n_units, width) float32, C-contiguous, the caller's to keep."""
+        ...
+
+    def take(self, name: MatrixName, units: NDArray[np.integer[Any]]) -> FloatArray:
+        """Return the rows of chosen units, ascending: (n_units, width) float32."""
         ...
 
     def vector(self, name: str) -> FloatArray:
-        """Return a vector of `VECTORS` for this architecture, or ``decoder_norms``: (d_sae,) or (d_in,) float32."""
+        """Return a parameter of `unit_vectors` or `other_shapes`, or ``decoder_norms`` (d_sae,), float32."""
         ...
 
     def content_hash(self) -> str:
@@ -85,8 +120,9 @@ def decoder_norms(weights: SAEWeights) -> FloatArray:
 def hash_weights(weights: SAEWeights) -> str:
     """Return the content hash of an SAE: the same for the same numbers, in whatever file or layout they are kept.
 
-    It is the sha256 of the configuration fields that the codes depend on (JSON, sorted keys), then of each vector in
-    the order of `VECTORS`, then of ``W_enc`` and ``W_dec`` unit by unit, all as little-endian float32.
+    It is the sha256 of the configuration fields that the codes depend on (JSON, sorted keys), then of the name and the
+    numbers of each parameter, all as little-endian float32: those of `unit_vectors`, those of `other_shapes`, then
+    ``W_enc`` and ``W_dec`` unit by unit.
 
     Raises
     ------
@@ -102,11 +138,10 @@ def hash_weights(weights: SAEWeights) -> str:
             )
         digest.update(np.ascontiguousarray(values, "<f4").data)
 
-    for name in VECTORS[weights.config.architecture]:
+    for name in (*unit_vectors(weights.config), *other_shapes(weights.config)):
         digest.update(name.encode())
         add(name, weights.vector(name))
-    matrices: tuple[MatrixName, ...] = ("W_enc", "W_dec")
-    for matrix in matrices:
+    for matrix in matrix_widths(weights.config):
         digest.update(matrix.encode())
         for units in unit_tiles(weights.config):
             add(matrix, weights.rows(matrix, units))
@@ -117,15 +152,17 @@ def unit_rule(weights: SAEWeights) -> UnitRule:
     """Return how the product ``p = x_in @ W_enc[u]`` becomes the code of unit u, for any known architecture.
 
     With ``v = p * scale + bias`` the unit is active iff ``v > max(threshold, 0)`` and, where there is a cut,
-    ``p > cut``; a topk SAE then keeps its K largest active units. ``x_in`` is the normalised activation, less
-    ``b_dec`` if the configuration says so.
+    ``p > cut``; a topk SAE then keeps its K largest active units. A signed rule (abstopk) has every unit active whose
+    v is not 0 and keeps the K of largest ``|v|``. ``x_in`` is the normalised activation, less ``b_dec`` if the
+    configuration says so.
 
     Notes
     -----
     The formulas are those of SAELens 6.54 (``encode`` of each class in ``sae_lens.saes``): standard
     ``relu(p + b_enc)``; jumprelu ``relu(v) * (v > threshold)``; gated ``1[p + b_gate > 0] * relu(p * exp(r_mag) +
     b_mag)``; topk ``relu(topk(v))`` with ``v = p + b_enc``, times the decoder norm where
-    ``rescale_acts_by_decoder_norm`` is set. ReLU after the top-k equals the K largest of the active units.
+    ``rescale_acts_by_decoder_norm`` is set; abstopk the same by magnitude and without ReLU; transcoders as the
+    standard or jumprelu SAE. ReLU after the top-k equals the K largest of the active units.
     """
     from saestore.kernels.encode import UnitRule  # the kernels import torch and numba
 
@@ -135,12 +172,10 @@ def unit_rule(weights: SAEWeights) -> UnitRule:
             scale=np.exp(weights.vector("r_mag")), bias=weights.vector("b_mag"), cut=-weights.vector("b_gate")
         )
     bias = weights.vector("b_enc")
-    if config.architecture == "standard":
-        return UnitRule(bias=bias)
-    if config.architecture == "jumprelu":
+    if "threshold" in unit_vectors(config):
         return UnitRule(bias=bias, threshold=weights.vector("threshold"))
     if not config.rescale_acts_by_decoder_norm:
-        return UnitRule(bias=bias, topk=config.k)
+        return UnitRule(bias=bias, topk=config.k, signed=config.is_signed)
     norms = weights.vector("decoder_norms")
     if not norms.all():
         dead = int(np.flatnonzero(norms == 0)[0])
@@ -148,4 +183,4 @@ def unit_rule(weights: SAEWeights) -> UnitRule:
             f"decoder row {dead} of the SAE {config.source or ''} is zero, so codes cannot be scaled by the decoder's "
             "norms; give the row a direction"
         )
-    return UnitRule(scale=norms, bias=bias * norms, topk=config.k)
+    return UnitRule(scale=norms, bias=bias * norms, topk=config.k, signed=config.is_signed)

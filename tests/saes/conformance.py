@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from saestore.kernels.normalize import denormalize, normalize
-from saestore.saes.weights import VECTORS, SAEWeights, unit_rule
+from saestore.saes.weights import SAEWeights, matrix_widths, other_shapes, unit_rule, unit_vectors
 
 
 def dense_codes(weights: SAEWeights, x: np.ndarray, *, tile: int = 24) -> np.ndarray:
@@ -48,17 +48,21 @@ def check_source(weights: SAEWeights, x: np.ndarray, codes: np.ndarray, x_hat: n
     np.testing.assert_allclose(ours, codes, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(reconstructions(weights, x, ours), x_hat, rtol=1e-4, atol=1e-4)
 
-    for name in ("W_enc", "W_dec"):
+    for name, width in matrix_widths(config).items():
         whole = weights.rows(name, slice(0, config.d_sae))
-        assert whole.shape == (config.d_sae, config.d_in)
+        assert whole.shape == (config.d_sae, width)
         assert whole.dtype == np.float32
         assert whole.flags.c_contiguous
         assert whole.flags.writeable
         for start, stop in ((0, 1), (3, 20), (config.d_sae - 1, config.d_sae), (5, 5)):
             np.testing.assert_array_equal(weights.rows(name, slice(start, stop)), whole[start:stop])
-    for name in VECTORS[config.architecture]:
+        few = np.array([0, 4, 5, config.d_sae - 1])
+        np.testing.assert_array_equal(weights.take(name, few), whole[few])
+        assert weights.take(name, few[:0]).shape == (0, width)
+    shapes = {**dict.fromkeys(unit_vectors(config), (config.d_sae,)), **other_shapes(config)}
+    for name, shape in shapes.items():
         vector = weights.vector(name)
-        assert vector.shape == (config.d_in if name == "b_dec" else config.d_sae,)
+        assert vector.shape == shape
         assert vector.dtype == np.float32
     np.testing.assert_allclose(
         weights.vector("decoder_norms"),

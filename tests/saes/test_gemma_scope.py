@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from saestore.errors import InputError, IntegrityError, MissingError
-from saestore.saes import files, open_sae
+from saestore.errors import InputError, IntegrityError, MissingError, SaestoreError
+from saestore.saes import open_sae
 from saestore.saes.gemma_scope import open_gemma_scope
 from tests.saes.conformance import check_source
 from tests.saes.conftest import D_IN, make_sae, oracle
@@ -103,7 +103,7 @@ def test_deflated_members_are_unpacked_once(tmp_path: Path, sae: Any, monkeypatc
 def test_cache_that_cannot_be_written(tmp_path: Path, sae: Any) -> None:
     path = write_npz(tmp_path, sae, save=np.savez_compressed)
     (tmp_path / "file").touch()
-    with pytest.raises(files.SaestoreError, match="SAESTORE_CACHE"):
+    with pytest.raises(SaestoreError, match="SAESTORE_CACHE"):
         open_sae(path, cache=tmp_path / "file")
 
 

@@ -161,7 +161,7 @@ def test_truncated_and_damaged_weights(topk_folder: Path) -> None:
         ({"d_in": "16"}, "d_in='16'"),
         ({"k": D_SAE + 1}, "larger than its d_sae"),
         ({"k": None}, "needs k"),
-        ({"architecture": "temporal"}, "known: standard, jumprelu, gated, topk"),
+        ({"architecture": "clt"}, "known: standard, jumprelu"),
         ({"architecture": "batchtopk"}, "save_inference_model"),
         ({"architecture": "jumprelu"}, "lacks threshold"),
         ({"normalize_activations": "covariance_whitening"}, "fold_activation_whitening"),
