@@ -51,7 +51,7 @@ class StoredArray:
     reversed_axes: bool = False
 
     @property
-    def T(self) -> StoredArray:
+    def transposed(self) -> StoredArray:
         """The transpose: the same numbers, spoken of with its axes the other way round."""
         return dataclasses.replace(self, reversed_axes=not self.reversed_axes)
 
