@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from saestore.activations import Activations
 from saestore.budget import parse_memory, require_memory
 from saestore.errors import DependencyError, InputError
 from saestore.kernels.densify import densify, to_csr, unit_lookup
 from saestore.kernels.quantize import as_float32
 from saestore.layout import POSITION_TYPES, CodesKey
 from saestore.rows import ArraySpec, RowGroup
+from saestore.saes.lake import open_lake_sae
 from saestore.storage import Storage
 from saestore.tables import Positions, Samples
 
@@ -26,12 +28,13 @@ Rows = int | slice | Sequence[int] | NDArray[np.integer[Any]]
 Holes = Literal["error", "nan"]
 
 _SCAN_BYTES = 64 << 20
+_DECODE_BYTES = 64 << 20
 _DENSE_BYTES = 8 << 20  # larger blocks are given back to the system and faulted in again each time
 
 
 @dataclass(frozen=True)
 class CodeRows:
-    """Codes of some rows, as stored: slots by (value descending, unit ascending), empty where the value is 0.
+    """Codes of some rows, as stored: slots by (magnitude descending, unit ascending), empty at value 0.
 
     rows : (n,) int64
         The rows' places on the row axis.
@@ -51,7 +54,7 @@ class CodeRows:
 
 @dataclass(frozen=True)
 class TopRows:
-    """The rows where one unit is most active, strongest first; ties by row."""
+    """The rows where one unit is most active, by the magnitude of its values, strongest first; ties by row."""
 
     unit: int
     rows: NDArray[np.int64]
@@ -59,8 +62,8 @@ class TopRows:
     active_rows: int
 
 
-def code_arrays(*, k: int, d_sae: int, dtype: str) -> list[ArraySpec]:
-    """Return the arrays of a group of codes.
+def code_arrays(*, k: int, d_sae: int, dtype: str, state: Sequence[str] = ()) -> list[ArraySpec]:
+    """Return the arrays of a group of codes; `state` names those that decoding needs of each row.
 
     The codecs are the smallest of those measured that any Zarr v3 reader knows (`docs/performance.md`): bitshuffle
     strips unused high bits of unit ids, and where all 16 bits are used bytes compress better than bits.
@@ -72,6 +75,7 @@ def code_arrays(*, k: int, d_sae: int, dtype: str) -> list[ArraySpec]:
         ArraySpec("indices", str(index), k, codec="shuffle" if all_bits else "bitshuffle"),
         ArraySpec("values", value, k, codec="shuffle", level=5, attributes={"saestore_dtype": dtype}),
         ArraySpec("l0", "uint32"),
+        *(ArraySpec(name, "float32", codec="shuffle") for name in state),
     ]
 
 
@@ -240,6 +244,63 @@ class Codes:
         block = self.rows(rows)
         return csr_array(to_csr(block.indices, block.values), shape=(len(block.rows), self.d_sae))
 
+    def decode(self, rows: Rows = slice(None), *, memory: str | int | None = None) -> NDArray[np.float32]:
+        """Return the activations that the SAE reconstructs from the codes of rows.
+
+        Only the decoder rows of units that occur are read. Of a transcoder these are the activations of its output
+        hook; of a temporal SAE the part that the positions before do not predict.
+
+        Parameters
+        ----------
+        rows : int, slice or sequence of int
+        memory : str or int, optional
+            The most the result may take, such as `4GiB`; default 60 % of the free memory.
+
+        Returns
+        -------
+        (n, d_out) float32
+
+        Raises
+        ------
+        MissingError
+            The SAE is not in the lake, or of one with a skip connection the activations.
+        HoleError, InputError
+            Rows that were never written, or do not exist.
+        BudgetError
+            The result would exceed the budget.
+        DependencyError
+            torch or numba is not installed.
+
+        Examples
+        --------
+        >>> codes.decode(slice(0, 4)).shape  # doctest: +SKIP
+        (4, 384)
+        """
+        from saestore.saes.decoder import decode
+
+        weights = open_lake_sae(self.group.storage, self.key.sae)
+        wanted = slice(*self._bounds(rows)) if isinstance(rows, slice) else self._places(rows)
+        n = wanted.stop - wanted.start if isinstance(wanted, slice) else wanted.size
+        width = weights.config.d_out
+        require_memory(
+            n * width * 4,
+            budget=parse_memory(memory),
+            what=f"a reconstruction of {n:,} rows x {width:,}",
+            remedy="ask for fewer rows at a time",
+        )
+        out = np.empty((n, width), dtype=np.float32)
+        step = max(1, _DECODE_BYTES // (4 * (width + self.k)))
+        activations = Activations.open(self.group.storage, self.key.activations) if weights.config.has_skip else None
+        for places, part in row_blocks(self.group, wanted, step, "error"):
+            block = self.rows(part)
+            shift, scale = (
+                self.group.take(name, block.rows) if name in self.group.array_names else None
+                for name in ("shift", "scale")
+            )
+            x = None if activations is None else activations.take(block.rows)
+            out[places] = decode(weights, block.indices, block.values, shift=shift, scale=scale, x=x)
+        return out
+
     def scan(self, start: int = 0, stop: int | None = None) -> Iterator[CodeRows]:
         """Yield consecutive rows in blocks of bounded memory."""
         stop = self.n_rows if stop is None else stop
@@ -275,7 +336,7 @@ class Codes:
                 hits = np.flatnonzero(dense[:, column])
                 rows = np.concatenate([kept[0], block.rows[hits]])
                 values = np.concatenate([kept[1], dense[hits, column]])
-                order = np.lexsort((rows, -values))[:n]
+                order = np.lexsort((rows, -np.abs(values)))[:n]
                 kept[:] = [rows[order], values[order]]
         return [
             TopRows(int(unit), rows, values, int(count))

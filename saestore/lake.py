@@ -28,6 +28,7 @@ from saestore.layout import (
     sae_path,
 )
 from saestore.rows import RowGroup, group_exists
+from saestore.runs import run_records
 from saestore.storage import Storage, claim_document, group_document, open_storage, read_document
 from saestore.tables import Positions, Samples
 
@@ -218,6 +219,10 @@ class Lake:
             "model": model,
         }
         return Codes.open(self.storage, self._one(self._keys_of(dataset, self.code_keys(dataset)), wanted))
+
+    def runs(self) -> list[dict[str, Any]]:
+        """Return the records of all runs of `encode`, oldest first: parameters, plan and outcome, as JSON values."""
+        return list(run_records(self.storage))
 
     # ---------------------------------------------------------------- status
 

@@ -22,6 +22,7 @@ SPLITS = ("train", "cal", "test")
 
 SAES = "saes"
 DATA = "data"
+RUNS = "runs"
 SAMPLES = "samples"
 POSITIONS = "positions"
 ACTIVATIONS = "activations"
@@ -159,6 +160,11 @@ class CodesKey:
         ActivationsKey(self.dataset, self.model, self.layer, self.sample_type)
         check_name(self.sae, "SAE")
 
+    @classmethod
+    def of(cls, source: ActivationsKey, sae: str) -> CodesKey:
+        """Return where the codes that an SAE makes of activations lie."""
+        return cls(source.dataset, source.model, source.layer, sae, source.sample_type)
+
     @property
     def activations(self) -> ActivationsKey:
         """The activations that the codes were made from."""
@@ -188,6 +194,11 @@ def samples_path(dataset: str) -> str:
 def sae_path(sae: str) -> str:
     """Return the path of an imported SAE."""
     return f"{SAES}/{check_name(sae, 'SAE')}"
+
+
+def run_path(run: str) -> str:
+    """Return the path of the record of a run."""
+    return f"{RUNS}/{check_name(run, 'run')}"
 
 
 def parents(path: str) -> list[str]:

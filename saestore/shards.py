@@ -11,13 +11,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, TypeVar
 
 import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
 from saestore.errors import IntegrityError
+from saestore.mirror import MirroredStorage
 from saestore.storage import Storage
 
 _GAP_BYTES = 256 << 10  # reading over a gap of this size costs less than another request
@@ -25,6 +26,8 @@ _READ_BYTES = 8 << 20  # the most that one request fetches, so that decoding ove
 _CHECKSUM_BYTES = 4
 _ABSENT = 2**64 - 1
 _THREADS = 8
+
+Result = TypeVar("Result")
 
 _pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="saestore-read")
 
@@ -115,6 +118,9 @@ class ShardedArray:
         return groups
 
     def _fetch(self, shard: int, chunks: range, start: int, out: NDArray[Any]) -> None:
+        self._without_bad_copy(shard, lambda: self._fetch_once(shard, chunks, start, out))
+
+    def _fetch_once(self, shard: int, chunks: range, start: int, out: NDArray[Any]) -> None:
         index = self._index(shard)
         begin = int(index[chunks[0], 0])
         end = int(index[chunks[-1]].sum())
@@ -142,8 +148,12 @@ class ShardedArray:
     def _index(self, shard: int) -> NDArray[np.uint64]:
         """Offsets and sizes of a shard's chunks, (n_chunks, 2)."""
         found = self._indexes.get(shard)
-        if found is not None:
-            return found
+        if found is None:
+            found = self._without_bad_copy(shard, lambda: self._read_index(shard))
+            self._indexes[shard] = found  # one assignment: threads that come at once store the same
+        return found
+
+    def _read_index(self, shard: int) -> NDArray[np.uint64]:
         n_chunks = self._shard_rows // self._chunk_rows
         parts = self._storage.get_ranges(self._key(shard), [(0, 16 * n_chunks + _CHECKSUM_BYTES)])
         if parts is None or len(parts[0]) != 16 * n_chunks + _CHECKSUM_BYTES:
@@ -160,8 +170,17 @@ class ShardedArray:
         expected = None if self._stored_bytes is None else self._stored_bytes(shard)
         if expected is not None and int(ends.max()) != expected:
             raise self._damage(shard, "is not the object that its ledger entry is about")
-        self._indexes[shard] = index  # one assignment: threads that come at once store the same
         return index
+
+    def _without_bad_copy(self, shard: int, read: Callable[[], Result]) -> Result:
+        """Read a shard; where that was a local copy and it is damaged, read once more where the shard lies."""
+        try:
+            return read()
+        except IntegrityError:
+            if not isinstance(self._storage, MirroredStorage) or not self._storage.distrust(self._key(shard)):
+                raise
+            self.forget(shard)
+            return read()
 
     def _key(self, shard: int) -> str:
         return "/".join([self._path, "c", str(shard), *["0"] * (len(self._shape) - 1)])
@@ -278,6 +297,7 @@ def decode(content: memoryview, codecs: Sequence[Mapping[str, Any]]) -> Any:
 
 def _verified(content: memoryview) -> memoryview:
     body, checksum = content[:-_CHECKSUM_BYTES], content[-_CHECKSUM_BYTES:]
-    if google_crc32c.value(bytes(body)) != int.from_bytes(checksum, "little"):
+    # The C extension takes bytes or an array, not a memoryview; the array costs no copy.
+    if google_crc32c.value(np.frombuffer(body, dtype=np.uint8)) != int.from_bytes(checksum, "little"):
         raise ValueError("checksum mismatch")
     return body

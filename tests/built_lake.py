@@ -85,7 +85,7 @@ def top_k(dense: NDArray[np.float32], k: int) -> KnownCodes:
     kept = np.zeros_like(dense)
     for row in range(n):
         active = [unit for unit in range(d_sae) if dense[row, unit] != 0]
-        for slot, unit in enumerate(sorted(active, key=lambda unit: (-dense[row, unit], unit))[:k]):
+        for slot, unit in enumerate(sorted(active, key=lambda unit: (-abs(dense[row, unit]), unit))[:k]):
             indices[row, slot], values[row, slot] = unit, dense[row, unit]
             kept[row, unit] = dense[row, unit]
     return KnownCodes(indices, values, np.count_nonzero(dense, axis=1).astype(np.uint32), kept)

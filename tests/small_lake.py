@@ -30,6 +30,9 @@ class ArrayWeights:
         self.rows_read.append((name, start, stop))
         return np.array(self.arrays[name][start:stop], dtype=np.float32)
 
+    def take(self, name: str, units: np.ndarray) -> np.ndarray:
+        return np.array(self.arrays[name][units], dtype=np.float32)
+
     def vector(self, name: str) -> np.ndarray:
         return decoder_norms(self) if name == "decoder_norms" else self.arrays[name]
 

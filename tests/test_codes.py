@@ -147,6 +147,15 @@ def test_top_rows_are_those_of_a_full_sort(built: BuiltLake, special: bool, n: i
         np.testing.assert_array_equal(found.values, dense[expected, unit])
 
 
+def test_top_rows_of_signed_codes_are_the_largest_magnitudes() -> None:
+    dense = np.array([[1, -2], [-3, -0.5], [0, -2], [3, 0]], np.float32)
+    storage, key = open_storage(f"memory://{uuid.uuid4()}"), CodesKey("d", "m", "l", "s", "mean")
+    write_codes(storage, key, top_k(dense, 2))
+    first, second = Codes.open(storage, key).top([0, 1], 3)
+    assert (first.rows.tolist(), first.values.tolist(), first.active_rows) == ([1, 3, 0], [-3, 3, 1], 3)
+    assert (second.rows.tolist(), second.values.tolist(), second.active_rows) == ([0, 2, 1], [-2, -2, -0.5], 3)
+
+
 def test_top_of_pooled_codes_is_over_samples(built: BuiltLake) -> None:
     dense = built.means.dense
     unit = int(dense.max(axis=0).argmax())

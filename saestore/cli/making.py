@@ -170,6 +170,9 @@ def encode(
     k: Annotated[int | None, typer.Option(help="Slots per row; default the SAE's K, or all active units.")] = None,
     dtype: Annotated[str, typer.Option(metavar="DTYPE", help="Values as float16, bfloat16 or float32.")] = "float16",
     device: Device = "auto",
+    precision: Annotated[
+        str, typer.Option(metavar="PRECISION", help="Products in fp32; on GPUs tf32 or bf16 are faster, less exact.")
+    ] = "fp32",
     memory: Memory = None,
     scheduler: Scheduler = None,
     force: Annotated[bool, typer.Option("--force", help="Go on although hook or quality do not fit.")] = False,
@@ -183,6 +186,10 @@ def encode(
     Examples:
       saestore encode demo/lake --saes minilm-topk-4096
       saestore encode lake --saes clip-scope-22 --datasets CLEVR Coco --sample-type patch --layers 22 --k 32
+      saestore encode lake --saes gemma-1m --memory 4GiB --dry-run
+
+    \b
+    Exit codes: 0 done, 2 nothing could be done, 3 done except for what is listed with its reason.
     """
     perform(
         "encode",
@@ -196,6 +203,7 @@ def encode(
             k=k,
             dtype=dtype,
             device=device,
+            precision=precision,
             memory=memory,
             scheduler=scheduler,
             force=force,

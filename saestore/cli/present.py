@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +37,8 @@ def document(verb: str, result: Any) -> Any:
         return {"lake": result.url}
     if verb == "dense" and hasattr(result, "codes"):
         return _dense_document(result)
+    if verb == "encode":
+        return [_encode_document(row) for row in result]
     if verb == "run":
         return {
             **plain(result),
@@ -49,7 +52,9 @@ def document(verb: str, result: Any) -> Any:
 
 
 def exit_code(verb: str, result: Any) -> int:
-    """Return 1 where a status says that something is partial, else 0."""
+    """Return 1 where a status says that something is partial, 3 where an encode left something out, else 0."""
+    if verb == "encode":
+        return 3 if any(row.state == "left out" for row in result) else 0
     return 1 if verb == "status" and not result.complete else 0
 
 
@@ -82,27 +87,41 @@ def _extract(result: list[ExtractResult], options: Options) -> str:
 
 
 def _encode(result: list[EncodeResult], options: Options) -> str:
-    dry = bool(options.get("dry_run"))
-    if dry:
-        todo = [r.plan for r in result if r.plan is not None]
-        return (
-            f"{sum(p.rows for p in todo):,} rows of {_count(result, 'group')} to encode" if todo else _encoded(result)
-        )
-    if not any(r.encoded_rows for r in result):
-        return _encoded(result)
+    left_out = [r for r in result if r.state == "left out"]
+    lines = [_encoded([r for r in result if r.state != "left out"], dry=bool(options.get("dry_run")))]
+    if left_out:
+        lines += ["", f"left out: {_count(left_out, 'group')}"]
+        lines += [f"  {_place(r)}: {r.reason}" for r in left_out]
+    return "\n".join(lines)
+
+
+def _encoded(result: list[EncodeResult], *, dry: bool) -> str:
+    planned = sum(part.rows for r in result if r.plan for part in r.plan.parts if part.sae == r.sae)
+    if dry and planned:
+        return f"{planned:,} rows of {_count(result, 'group')} to encode"
+    done = sum(r.encoded_rows for r in result)
+    if not done:
+        return f"nothing to do: all {_count(result, 'group')} of codes are encoded"
     rows = []
     for r in result:
         quality = [r.quality.get("explained_variance"), r.quality.get("l0")]
         numbers = ["" if value is None else f"{value:.2f}" for value in quality]
-        names = f"{r.key.dataset}/{r.key.layer}/{r.key.sample_type}"
-        rows.append([r.key.sae, names, r.rows, r.encoded_rows, *numbers])
+        rows.append([r.sae, f"{r.dataset}/{r.layer}/{r.sample_type}", r.rows, r.encoded_rows, *numbers])
     headers = ["SAE", "activations", "rows", "encoded", "explained variance", "L0"]
-    done = sum(r.encoded_rows for r in result)
     return f"{table(headers, rows)}\n{done:,} rows encoded"
 
 
-def _encoded(result: list[EncodeResult]) -> str:
-    return f"nothing to do: all {_count(result, 'group')} of codes are encoded"
+def _place(row: EncodeResult) -> str:
+    names = "/".join(name for name in (row.dataset, row.layer, row.sample_type) if name)
+    return f"{row.sae}, {names}" if names else row.sae
+
+
+def _encode_document(row: EncodeResult) -> dict[str, Any]:
+    fields = _fields(row, *(field.name for field in dataclasses.fields(row) if field.name != "plan"))
+    if row.plan is not None:
+        shown = [field.name for field in dataclasses.fields(row.plan) if field.name not in ("source", "parts")]
+        fields["plan"] = {**_fields(row.plan, *shown), "saes": [part.sae for part in row.plan.parts]}
+    return fields
 
 
 def _import(result: ImportResult, options: Options) -> str:
@@ -202,7 +221,7 @@ def _dense_block(block: Any) -> str:
     rows, units = codes.shape
     lines = [str(block), ""]
     if units > _SHOWN_UNITS:
-        strongest = codes.max("row").argsort().values[::-1][:_SHOWN_UNITS]
+        strongest = abs(codes).max("row").argsort().values[::-1][:_SHOWN_UNITS]
         codes = codes.isel(unit=strongest)
         lines.append(f"the {_SHOWN_UNITS} units of {units:,} with the largest values in these rows:")
     if rows > _SHOWN_ROWS:

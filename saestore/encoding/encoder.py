@@ -1,25 +1,25 @@
-"""An SAE made ready to encode and decode blocks of rows on a device, its weights in memory or streamed by tiles."""
+"""An SAE made ready to encode blocks of rows on a device, its weights in memory or streamed by tiles."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from saestore.encoding.dense import DenseEncoder
 from saestore.errors import InputError
-from saestore.kernels.decode import decode_rows
-from saestore.kernels.encode import TopK, encode_rows, plan_tile
-from saestore.kernels.normalize import normalize
+from saestore.kernels.encode import Precision, TopK, encode_rows, plan_tile
+from saestore.kernels.normalize import NormState, normalize
 from saestore.kernels.quality import QualitySums
 from saestore.kernels.quantize import as_float32
 from saestore.prefetch import prefetch
-from saestore.saes.weights import SAEWeights, unit_rule
-
-if TYPE_CHECKING:
-    from saestore.saes.weights import MatrixName
+from saestore.saes.config import DENSE
+from saestore.saes.decoder import decode
+from saestore.saes.weights import FloatArray, SAEWeights, unit_rule
 
 STREAM_BYTES = 64 << 20
 
@@ -29,8 +29,28 @@ _ROW_GROUP = 16
 _UNIT_GROUP = 1024
 
 
+@dataclass(frozen=True)
+class Encoded:
+    """Codes of n rows, and what was taken from each row before.
+
+    shift, scale : (n,) float32, or None where the SAE's normalisation has none; see `saestore.saes.decoder.decode`
+    """
+
+    codes: TopK
+    shift: FloatArray | None = None
+    scale: FloatArray | None = None
+
+    def part(self, rows: slice, k: int) -> Encoded:
+        """Return some of the rows, with their k largest activations."""
+        codes = self.codes
+        return Encoded(
+            TopK(codes.indices[rows, :k], codes.values[rows, :k], codes.l0[rows]),
+            *(None if state is None else state[rows] for state in (self.shift, self.scale)),
+        )
+
+
 class Encoder:
-    """Encode and decode rows with one SAE.
+    """Encode rows with one SAE.
 
     Parameters
     ----------
@@ -46,20 +66,29 @@ class Encoder:
     multiply, apply the unit rule.
     """
 
-    def __init__(self, weights: SAEWeights, *, device: str, hold: bool) -> None:
+    def __init__(self, weights: SAEWeights, *, device: str, hold: bool, precision: Precision = "fp32") -> None:
         self.weights = weights
         self.config = weights.config
         self.device = device
-        self._rule = unit_rule(weights)
-        self._b_dec = torch.from_numpy(np.array(weights.vector("b_dec")))
+        self._precision = precision
+        self._dense = DenseEncoder(weights, device) if self.config.architecture in DENSE else None
         self._held: torch.Tensor | None = None
+        if self._dense is not None:
+            return
+        self._rule = unit_rule(weights)
+        self._b_dec = torch.from_numpy(weights.vector("b_dec"))
         if hold:
             held = torch.empty((self.config.d_sae, self.config.d_in), dtype=torch.float32, device=device)
-            for units, rows in _stream(weights, "W_enc"):
+            for units, rows in _stream(weights):
                 held[units] = torch.from_numpy(rows).to(device)
             self._held = held
 
-    def encode(self, x: NDArray[np.float32], k: int) -> TopK:
+    @property
+    def needs_sequences(self) -> bool:
+        """Whether the code of a row depends on the rows before it in its sample."""
+        return self.config.architecture == "temporal"
+
+    def encode(self, x: FloatArray, k: int, *, offsets: NDArray[np.int64] | None = None) -> Encoded:
         """Return the k largest activations of each row, and its true l0.
 
         Parameters
@@ -68,6 +97,8 @@ class Encoder:
             Activations as stored: raw, not normalised.
         k : int
             Slots per row.
+        offsets : (m + 1,) int64, optional
+            The first row of each sample within x, and n: a temporal SAE reads each sample as one sequence.
 
         Raises
         ------
@@ -76,45 +107,49 @@ class Encoder:
         """
         if x.ndim != 2 or x.shape[1] != self.config.d_in:
             raise InputError(f"rows of shape {x.shape} were given to an SAE with d_in {self.config.d_in}")
-        rows, _ = normalize(torch.from_numpy(x), self.config.normalization)
+        if self._dense is not None:
+            codes = self._dense.encode(x, k, offsets=offsets)
+            return Encoded(codes, *_vectors(normalize(torch.from_numpy(x), self.config.normalization)[1]))
+        rows, state = normalize(torch.from_numpy(x), self.config.normalization)
         if self.config.apply_b_dec_to_input:
             rows = rows - self._b_dec
         padding = -len(x) % _ROW_GROUP
         if padding:
             rows = torch.cat([rows, rows.new_zeros((padding, rows.shape[1]))])
-        codes = encode_rows(rows, self._tiles(len(rows)), self._rule, k, device=self.device)
-        return codes if not padding else TopK(*(part[: len(x)] for part in (codes.indices, codes.values, codes.l0)))
+        codes = encode_rows(rows, self._tiles(len(rows)), self._rule, k, device=self.device, precision=self._precision)
+        encoded = Encoded(codes, *_vectors(state))
+        return encoded if not padding else encoded.part(slice(len(x)), k)
 
-    def reconstruct(self, x: NDArray[np.float32], codes: TopK) -> NDArray[np.float32]:
-        """Return the SAE's reconstruction of rows from their codes, (n, d_in) float32.
+    def quality(self, x: FloatArray, encoded: Encoded, target: FloatArray | None) -> dict[str, Any]:
+        """Measure how well codes stand for rows.
 
-        `x` gives the row's mean and norm where the SAE normalises.
-        """
-        from saestore.kernels.normalize import denormalize
-
-        _, state = normalize(torch.from_numpy(x), self.config.normalization)
-        values = as_float32(codes.values)
-        if self.config.rescale_acts_by_decoder_norm:
-            values = values / self.weights.vector("decoder_norms")[codes.indices]
-        tiles = ((units.start, torch.from_numpy(rows)) for units, rows in _stream(self.weights, "W_dec"))
-        decoded = decode_rows(codes.indices, values, tiles, d_in=self.config.d_in, bias=self._b_dec.numpy())
-        rebuilt: NDArray[np.float32] = denormalize(decoded, state).numpy()
-        return rebuilt
-
-    def quality(self, x: NDArray[np.float32], k: int) -> dict[str, Any]:
-        """Measure how well codes with k slots stand for rows.
+        Parameters
+        ----------
+        x : (n, d_in) float32
+        encoded : Encoded
+            The codes of these rows.
+        target : (n, d_out) float32 or None
+            What the decoder should give: the rows themselves, or what a transcoder predicts; None where that is not
+            stored.
 
         Returns
         -------
         dict
-            `rows`, `explained_variance` (None below two rows), `l0` (mean), `dead_units` (never stored in these rows).
+            `rows`, `explained_variance` (None below two rows, and without a target), `l0` (mean), `dead_units` (never
+            stored in these rows).
         """
-        sums = QualitySums.empty(self.config.d_in, self.config.d_sae)
-        codes = self.encode(x, k)
-        sums = sums.add(x, self.reconstruct(x, codes), indices=codes.indices, values=codes.values, l0=codes.l0)
+        codes = encoded.codes
+        known = x if target is None else target
+        sums = QualitySums.empty(known.shape[1], self.config.d_sae)
+        rebuilt = known
+        if target is not None:
+            rebuilt = decode(
+                self.weights, codes.indices, as_float32(codes.values), shift=encoded.shift, scale=encoded.scale, x=x
+            )
+        sums = sums.add(known, rebuilt, indices=codes.indices, values=codes.values, l0=codes.l0)
         return {
             "rows": sums.rows,
-            "explained_variance": float(sums.explained_variance) if sums.rows > 1 else None,
+            "explained_variance": float(sums.explained_variance) if target is not None and sums.rows > 1 else None,
             "l0": float(sums.mean_l0),
             "dead_units": len(sums.dead_units),
         }
@@ -125,15 +160,20 @@ class Encoder:
             for first in range(0, self.config.d_sae, step):
                 yield first, self._held[first : first + step]
             return
-        for units, rows in _stream(self.weights, "W_enc"):
-            block = torch.from_numpy(rows).to(self.device)
+        for units, rows in _stream(self.weights):
+            block = torch.from_numpy(rows)  # uploaded tile by tile, beside the products
             for first in range(0, len(rows), step):
                 yield units.start + first, block[first : first + step]
 
 
-def _stream(weights: SAEWeights, name: MatrixName) -> Iterator[tuple[slice, NDArray[np.float32]]]:
-    """Yield runs of units of bounded size, reading one ahead."""
+def _stream(weights: SAEWeights) -> Iterator[tuple[slice, FloatArray]]:
+    """Yield runs of units of the encoder, of bounded size, reading one ahead."""
     config = weights.config
     step = max(1, STREAM_BYTES // (4 * config.d_in * _UNIT_GROUP)) * _UNIT_GROUP
     runs = [slice(first, min(first + step, config.d_sae)) for first in range(0, config.d_sae, step)]
-    return prefetch(lambda units: weights.rows(name, units), runs)
+    return prefetch(lambda units: weights.rows("W_enc", units), runs)
+
+
+def _vectors(state: NormState) -> tuple[FloatArray | None, FloatArray | None]:
+    shift, scale = (None if part is None else part[:, 0].numpy() for part in (state.shift, state.scale))
+    return shift, scale

@@ -1,4 +1,4 @@
-"""One SAE over one row group of activations: what is stored, what it costs, the check of its quality, its tasks."""
+"""One SAE over one row group of activations: what is stored, what is left to do, the check of its quality."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ from numpy.typing import NDArray
 from saestore import provenance
 from saestore.activations import ARRAY, Activations
 from saestore.codes import code_arrays
-from saestore.encoding.plan import EncodePlan, plan_encode, plan_grid
-from saestore.encoding.task import EncodeTask, load_encoder, stored_dtype
+from saestore.encoding.plan import Part, checked_rows, plan_grid
+from saestore.encoding.task import stored_dtype
 from saestore.errors import ConflictError, InputError, QualityError
+from saestore.lake import Lake
 from saestore.layout import POSITION_TYPES, ActivationsKey, CodesKey
-from saestore.progress import Progress
 from saestore.rows import Grid, RowGroup, group_exists
+from saestore.saes.decoder import state_names
 from saestore.saes.lake import LakeWeights
 from saestore.storage import Storage
 from saestore.tables import Positions
 
-_QUALITY_RUNS, _QUALITY_RUN_ROWS = 64, 32
+_QUALITY_RUN_ROWS = 32
 _TEXTS_LOOKED_AT = 64
 
 
@@ -32,16 +33,8 @@ class EncodeOptions:
 
     k: int | None
     dtype: str
+    precision: str
     force: bool
-
-
-@dataclass(frozen=True)
-class Resources:
-    """Where the work is done, the bytes this process used before any SAE was loaded, and those it may use."""
-
-    device: str
-    baseline: int
-    budget: int
 
 
 class EncodeJob:
@@ -49,21 +42,24 @@ class EncodeJob:
 
     missing : shards to write, once the group of codes exists
     quality : what was measured when the codes were begun; empty before
-    k : slots per row; None until `count_units` has found the largest l0
+    k : slots per row; None until the largest l0 of all rows is known
     """
 
-    def __init__(self, storage: Storage, weights: LakeWeights, source: ActivationsKey, options: EncodeOptions) -> None:
-        self.storage = storage
+    def __init__(self, lake: Lake, weights: LakeWeights, source: ActivationsKey, options: EncodeOptions) -> None:
+        self.storage = lake.storage
+        self.weights = weights
         self.config = weights.config
-        self.key = CodesKey(source.dataset, source.model, source.layer, weights.name, source.sample_type)
-        self.activations = Activations.open(storage, source)
+        self.key = CodesKey.of(source, weights.name)
+        self.activations = Activations.open(lake.storage, source)
         self.options = options
         self._check_activations()
+        self.target = self._find_target(lake)
         self.k = self._slots()
         self._identity = {
             "sae": weights.content_hash(),
             "activations": self.activations.group.content_hash(),
             "dtype": options.dtype,
+            "precision": options.precision,
         }
         self.stored = self._stored()
         if self.stored is not None:
@@ -80,64 +76,114 @@ class EncodeJob:
         shards = [self.stored.grid.shard(shard) for shard in self.missing]
         return sum(rows.stop - rows.start for rows in shards)
 
-    def plan(self, resources: Resources, *, hold: bool) -> EncodePlan:
-        """Plan the encoding, or while k is not known the pass that finds it."""
-        return plan_encode(
-            self.key,
-            self.config,
-            self._grid(),
-            k=self.k,
+    @property
+    def n_shards(self) -> int:
+        """Shards of the codes."""
+        return self._grid().n_shards
+
+    def shard_rows(self, shard: int) -> slice:
+        """Return the rows of a shard of the codes."""
+        return self._grid().shard(shard)
+
+    def part(self, *, is_new: bool) -> Part:
+        """Return what there is to do, as a part of a pass; while k is not known, of the pass that finds it."""
+        return Part(
+            sae=self.key.sae,
+            config=self.config,
+            grid=self._grid(),
             rows=self.rows,
+            k=self.k,
             value_bytes=stored_dtype(self.options.dtype).itemsize,
-            device=resources.device,
-            baseline=resources.baseline,
-            budget=resources.budget,
-            hold=hold,
+            state_bytes=4 * len(state_names(self.config)),
+            checked=0
+            if self.stored is not None or self.k is None
+            else checked_rows(self.activations.n_rows, self.config),
+            is_new=is_new,
         )
 
-    def count_units(self, plan: EncodePlan, device: str, *, quiet: bool) -> None:
-        """Make the largest l0 of all rows the number of slots."""
-        encoder = load_encoder(self.storage, self.key.sae, device, held=plan.held)
-        largest, label = 1, f"{self.key.path}: count active units"
-        with Progress(label, total=self.activations.n_rows, unit="rows", quiet=quiet) as progress:
-            for start in range(0, self.activations.n_rows, plan.block_rows):
-                x = self.activations.read(start, min(start + plan.block_rows, self.activations.n_rows))
-                largest = max(largest, int(encoder.encode(x, 1).l0.max()))
-                progress.advance(len(x))
-        self.k = largest
+    def written_rows(self) -> int:
+        """Return the rows whose codes are stored by now."""
+        return 0 if self.stored is None else self.stored.written_rows()
 
-    def check(self, plan: EncodePlan, device: str, say: Callable[[str], None]) -> None:
-        """Measure how well the SAE stands for the activations, unless that was done when the codes were begun.
+    def sample_rows(self) -> NDArray[np.int64]:
+        """Return the rows on which the quality is measured: short runs spread evenly, without special tokens.
+
+        Where samples are sequences it is the first samples, whole.
+        """
+        n = self.activations.n_rows
+        if self.config.architecture == "temporal":
+            offsets = Positions.open(self.storage, self.activations.key.model_key).offsets
+            samples = max(1, int(np.searchsorted(offsets, checked_rows(n, self.config), side="right")) - 1)
+            return np.arange(int(offsets[samples]))
+        runs = -(-checked_rows(n, self.config) // _QUALITY_RUN_ROWS)
+        starts = np.linspace(0, max(0, n - _QUALITY_RUN_ROWS), runs).astype(np.int64)
+        rows = np.unique((starts[:, None] + np.arange(_QUALITY_RUN_ROWS)).ravel())
+        rows = rows[rows < n]
+        if self.key.sample_type in POSITION_TYPES:
+            special = Positions.open(self.storage, self.activations.key.model_key).group.take("special", rows)
+            rows = rows[~special] if not special.all() else rows
+        return rows
+
+    def accept(self, quality: Mapping[str, Any], say: Callable[[str], None]) -> None:
+        """Take note of a measured quality, and of what SAE and activations say of each other.
 
         Raises
         ------
         QualityError
             The explained variance is below zero.
         """
-        if self.stored is None:
-            self.quality = self._checked_quality(plan, device, say)
+        path = self.activations.key.path
+        self.quality = dict(quality)
+        trained_on = self.config.model_name
+        if trained_on is not None and not is_of_model(self.storage, self.activations.key, trained_on):
+            say(f"{path}: SAE {self.key.sae} says it was trained on {trained_on}; check that this is the same model")
+        if self.config.prepend_bos and _lacks_first_special(self.storage, self.activations.key):
+            say(
+                f"{path}: SAE {self.key.sae} was trained on texts with a token added in front, and these begin without "
+                "one; the first positions of each text may be unlike what it has seen"
+            )
+        if self.target is None:
+            say(
+                f"{path}: what {self.key.sae} reconstructs ({self.config.hook_name_out or 'another hook'}) is not "
+                f"stored; L0 {quality['l0']:.1f} over {quality['rows']} rows, explained variance unknown"
+            )
+        variance = quality["explained_variance"]
+        if variance is None:
+            return
+        numbers = f"explained variance {variance:.3f}, L0 {quality['l0']:.1f} over {quality['rows']} rows"
+        say(f"{path}: {self.key.sae}: {numbers}, {quality['dead_units']:,} of {self.config.d_sae:,} units dead in them")
+        if not variance >= 0 and not self.options.force:
+            raise QualityError(
+                f"{path}: {numbers}; below zero SAE {self.key.sae} makes the data worse, which means a wrong layer, "
+                "hook or normalisation: check them against the SAE's card, or give --force"
+            )
 
-    def tasks(self, plan: EncodePlan, device: str) -> list[EncodeTask]:
-        """Create the group if need be, and return one task per missing shard."""
+    def begin(self) -> None:
+        """Create the group of codes, unless it is there."""
         if self.stored is None:
             assert self.k is not None
             self.stored = self._create(self._grid(), self.k, self.quality)
             self.missing = self.stored.missing_shards()
-        grid = self.stored.grid
-        return [
-            EncodeTask(
-                url=self.storage.url,
-                options=dict(self.storage.options),
-                key=self.key,
-                shard=shard,
-                first=grid.shard(shard).start,
-                stop=grid.shard(shard).stop,
-                device=device,
-                held=plan.held,
-                block_rows=plan.block_rows,
-            )
-            for shard in self.missing
-        ]
+
+    def _find_target(self, lake: Lake) -> Activations | None:
+        """Return what the decoder should give: the activations themselves, or of a transcoder those of its output.
+
+        The decoder of a temporal SAE gives only what the positions before do not predict, which is not stored.
+        """
+        if self.config.architecture == "temporal":
+            return None
+        if not self.config.is_transcoder:
+            return self.activations
+        here = self.activations.key
+        for key in lake.activation_keys(here.dataset):
+            if (key.model, key.sample_type) != (here.model, here.sample_type):
+                continue
+            found = Activations.open(lake.storage, key)
+            hook = found.group.attributes.get("saelens_hook_name")
+            is_output = hook is not None and hook == self.config.hook_name_out and found.d_in == self.config.d_out
+            if is_output and found.group.is_complete:
+                return found
+        return None
 
     def _check_activations(self) -> None:
         path = self.activations.key.path
@@ -145,6 +191,11 @@ class EncodeJob:
             raise InputError(
                 f"SAE {self.key.sae} reads rows of width {self.config.d_in}, {path} has width "
                 f"{self.activations.d_in}; choose the layer and model that the SAE was trained on"
+            )
+        if self.config.architecture == "temporal" and self.key.sample_type not in POSITION_TYPES:
+            raise InputError(
+                f"SAE {self.key.sae} is temporal: it reads the positions of a sample in order, and {path} has one row "
+                "per sample; encode token or patch activations"
             )
         # The ledger knows before any work what would end it after hours.
         nonfinite = self.activations.group.flagged(ARRAY)
@@ -182,34 +233,6 @@ class EncodeJob:
         # `create` opens a group of the same identity and refuses another.
         return self._create(group.grid, k, group.attributes.get("quality", {}))
 
-    def _checked_quality(self, plan: EncodePlan, device: str, say: Callable[[str], None]) -> dict[str, Any]:
-        assert self.k is not None
-        path = self.activations.key.path
-        trained_on = self.config.model_name
-        if trained_on is not None and not is_of_model(self.storage, self.activations.key, trained_on):
-            say(f"{path}: SAE {self.key.sae} says it was trained on {trained_on}; check that this is the same model")
-        if self.config.prepend_bos and _lacks_first_special(self.storage, self.activations.key):
-            say(
-                f"{path}: SAE {self.key.sae} was trained on texts with a token added in front, and these begin without "
-                "one; the first positions of each text may be unlike what it has seen"
-            )
-        encoder = load_encoder(self.storage, self.key.sae, device, held=plan.held)
-        try:
-            quality = encoder.quality(self.activations.take(_quality_rows(self.storage, self.activations)), self.k)
-        except InputError as error:
-            raise InputError(f"{path}: {error}") from error
-        variance = quality["explained_variance"]
-        if variance is None:
-            return quality
-        numbers = f"explained variance {variance:.3f}, L0 {quality['l0']:.1f} over {quality['rows']} rows"
-        say(f"{path}: {numbers}, {quality['dead_units']:,} of {self.config.d_sae:,} units dead in them")
-        if not variance >= 0 and not self.options.force:
-            raise QualityError(
-                f"{path}: {numbers}; below zero SAE {self.key.sae} makes the data worse, which means a wrong layer, "
-                "hook or normalisation: check them against the SAE's card, or give --force"
-            )
-        return quality
-
     def _create(self, grid: Grid, k: int, quality: Mapping[str, Any]) -> RowGroup:
         dtype = self.options.dtype
         return RowGroup.create(
@@ -218,7 +241,7 @@ class EncodeJob:
             kind="codes",
             axis="row",
             grid=grid,
-            arrays=code_arrays(k=k, d_sae=self.config.d_sae, dtype=dtype),
+            arrays=code_arrays(k=k, d_sae=self.config.d_sae, dtype=dtype, state=state_names(self.config)),
             identity={**self._identity, "k": k},
             attributes={
                 "k": k,
@@ -226,7 +249,7 @@ class EncodeJob:
                 "d_sae": self.config.d_sae,
                 "dtype": dtype,
                 "sample_type": self.key.sample_type,
-                "signed": False,
+                "signed": self.config.is_signed,
                 "quality": dict(quality),
                 "provenance": provenance.stamp(),
             },
@@ -253,16 +276,3 @@ def _lacks_first_special(storage: Storage, key: ActivationsKey) -> bool:
 
 def _bare(model: str) -> str:
     return model.rstrip("/").rsplit("/", 1)[-1].casefold()
-
-
-def _quality_rows(storage: Storage, activations: Activations) -> NDArray[np.int64]:
-    """Return up to 2,048 rows, in short runs spread evenly, without special tokens."""
-    n = activations.n_rows
-    runs = min(_QUALITY_RUNS, -(-n // _QUALITY_RUN_ROWS))
-    starts = np.linspace(0, max(0, n - _QUALITY_RUN_ROWS), runs).astype(np.int64)
-    rows = np.unique((starts[:, None] + np.arange(_QUALITY_RUN_ROWS)).ravel())
-    rows = rows[rows < n]
-    if activations.key.sample_type in POSITION_TYPES:
-        special = Positions.open(storage, activations.key.model_key).group.take("special", rows)
-        rows = rows[~special] if not special.all() else rows
-    return rows

@@ -1,89 +1,170 @@
-"""One shard of codes: read its rows block by block, encode them, write the shard."""
+"""One stretch of rows through one SAE or several: read block by block, encode each block with all, write the shards."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from saestore.activations import Activations
 from saestore.codes import Codes, index_dtype
 from saestore.engine.resources import device_lock, load_once
 from saestore.errors import InputError
-from saestore.layout import CodesKey
+from saestore.layout import ActivationsKey, CodesKey
 from saestore.prefetch import prefetch
 from saestore.saes.lake import open_lake_sae
 from saestore.storage import Storage, open_storage
+from saestore.tables import Positions
 
 if TYPE_CHECKING:
-    from saestore.encoding.encoder import Encoder
+    from saestore.encoding.encoder import Encoded, Encoder
+    from saestore.kernels.encode import Precision
 
 ENCODER = "encoder"
-"""The kind under which a process keeps its loaded SAE; see `saestore.engine.resources`."""
+"""The kind under which a process keeps its loaded SAEs; see `saestore.engine.resources`."""
+
+
+@dataclass(frozen=True)
+class Means:
+    """How SAEs are loaded and blocks are encoded, alike for all tasks of a pass.
+
+    held : whether encoder matrices stay in memory
+    keep : SAEs that stay loaded
+    """
+
+    device: str
+    precision: Precision
+    held: bool
+    keep: int
+    block_rows: int
 
 
 @dataclass(frozen=True)
 class EncodeTask:
-    """One shard of codes; see `ShardTask`. Holds names and numbers only."""
+    """A stretch of the rows of one group of activations; see `ShardTask`. Holds names and numbers only.
+
+    first, stop : the rows, whole shards of every SAE's codes
+    shards : for each SAE the shards to write
+    """
 
     url: str
     options: Mapping[str, Any] = field(hash=False)
-    key: CodesKey
-    shard: int
+    source: ActivationsKey
     first: int
     stop: int
-    device: str
-    held: bool
-    block_rows: int
-
-    @property
-    def size(self) -> int:
-        """Rows of the shard."""
-        return self.stop - self.first
+    shards: Mapping[str, tuple[int, ...]] = field(hash=False)
+    size: int
+    means: Means
 
     def run(self, advance: Callable[[int], None]) -> None:
-        """Encode the shard's rows block by block, and write it."""
+        """Encode the rows block by block, and write each shard when it is whole."""
+        storage = open_storage(self.url, storage_options=self.options)
+        activations = Activations.open(storage, self.source)
+        writers = [_ShardWriter(storage, self, sae, shards) for sae, shards in self.shards.items()]
+        blocks = [block for block in self._blocks(writers) if any(writer.wants(block[0]) for writer in writers)]
+        for (start, stop), x in prefetch(lambda block: activations.read(*block), blocks):
+            for writer in writers:
+                if writer.wants(start):
+                    try:
+                        writer.encode(x, start, stop)
+                    except InputError as error:
+                        raise InputError(f"rows {start} to {stop - 1} of {activations.key.path}: {error}") from error
+                    advance(stop - start)
+
+    def _blocks(self, writers: Sequence[_ShardWriter]) -> Iterator[tuple[int, int]]:
+        """Cut the rows where a shard ends, and into blocks."""
+        ends = {min(stop, self.stop) for writer in writers for stop in writer.shard_ends(self.first, self.stop)}
+        start = self.first
+        for end in sorted(ends):
+            for first in range(start, end, self.means.block_rows):
+                yield first, min(first + self.means.block_rows, end)
+            start = end
+
+
+class _ShardWriter:
+    """Fills the shards of one SAE's codes block by block, and writes each when its last block is in."""
+
+    def __init__(self, storage: Storage, task: EncodeTask, sae: str, shards: tuple[int, ...]) -> None:
+        self._codes = Codes.open(storage, CodesKey.of(task.source, sae))
+        self._grid = self._codes.group.grid
+        self._shards = set(shards)
+        self._device = task.means.device
+        self._encoder = load_encoder(storage, sae, task.means)
+        self._offsets: NDArray[np.int64] | None = None
+        if self._encoder.needs_sequences:
+            self._offsets = Positions.open(storage, task.source.model_key).offsets
+            self._activations = Activations.open(storage, task.source)
+        self._arrays: dict[str, NDArray[Any]] = {}
+
+    def wants(self, row: int) -> bool:
+        """Whether the shard of a row is to be written."""
+        return row // self._grid.shard_rows in self._shards
+
+    def shard_ends(self, start: int, stop: int) -> list[int]:
+        """Return where the shards of rows end."""
+        return [self._grid.shard(shard).stop for shard in self._grid.shards(start, stop)]
+
+    def encode(self, x: NDArray[np.float32], start: int, stop: int) -> None:
+        """Encode a block of rows, and write its shard if the block is the shard's last."""
         from saestore.kernels.quantize import quantize
 
-        storage = open_storage(self.url, storage_options=self.options)
-        codes = Codes.open(storage, self.key)
-        activations = Activations.open(storage, self.key.activations)
-        encoder = load_encoder(storage, self.key.sae, self.device, held=self.held)
-        group, dtype = codes.group, str(codes.group.attributes["dtype"])
-        arrays = {
-            "indices": np.empty((self.size, codes.k), dtype=index_dtype(codes.d_sae)),
-            "values": np.empty((self.size, codes.k), dtype=stored_dtype(dtype)),
-            "l0": np.empty(self.size, dtype=np.uint32),
+        codes = self._codes
+        shard = start // self._grid.shard_rows
+        rows = self._grid.shard(shard)
+        if start == rows.start:
+            self._arrays = {
+                name: np.empty((rows.stop - rows.start, *tail), dtype) for name, (tail, dtype) in self._layout().items()
+            }
+        with device_lock(self._device):
+            encoded = self._encoded(x, start, stop)
+        dtype = str(codes.group.attributes["dtype"])
+        stored = quantize(encoded.codes, dtype=dtype, d_sae=codes.d_sae)  # type: ignore[arg-type]
+        parts = {"indices": stored.indices, "values": stored.values, "l0": stored.l0}
+        for name, array in self._arrays.items():
+            array[start - rows.start : stop - rows.start] = parts[name] if name in parts else getattr(encoded, name)
+        if stop == rows.stop:
+            truncated = int(np.count_nonzero(self._arrays["l0"] > codes.k))
+            codes.group.write_shard(shard, self._arrays, flagged={"l0": truncated})
+            self._arrays = {}
+
+    def _encoded(self, x: NDArray[np.float32], start: int, stop: int) -> Encoded:
+        """Encode a block; where samples are sequences, with the rows of its first sample that come before the block."""
+        if self._offsets is None:
+            return self._encoder.encode(x, self._codes.k)
+        samples = slice(*np.searchsorted(self._offsets, [start, stop], side="right"))
+        first = int(self._offsets[samples.start - 1])
+        if first < start:
+            x = np.concatenate([self._activations.read(first, start), x])
+        offsets = np.concatenate([[first], self._offsets[samples], [stop]]) - first
+        encoded = self._encoder.encode(x, self._codes.k, offsets=np.unique(offsets))
+        return encoded.part(slice(start - first, None), self._codes.k)
+
+    def _layout(self) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
+        """Return the arrays of the group: the shape of a row, and the dtype."""
+        codes = self._codes
+        layout: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = {
+            "indices": ((codes.k,), index_dtype(codes.d_sae)),
+            "values": ((codes.k,), stored_dtype(str(codes.group.attributes["dtype"]))),
+            "l0": ((), np.dtype(np.uint32)),
         }
-        starts = range(self.first, self.stop, self.block_rows)
-        blocks = [(start, min(start + self.block_rows, self.stop)) for start in starts]
-        for (start, stop), x in prefetch(lambda block: activations.read(*block), blocks):
-            try:
-                with device_lock(self.device):
-                    found = encoder.encode(x, codes.k)
-                stored = quantize(found, dtype=dtype, d_sae=codes.d_sae)  # type: ignore[arg-type]
-            except InputError as error:
-                raise InputError(f"rows {start} to {stop - 1} of {activations.key.path}: {error}") from error
-            part = slice(start - self.first, stop - self.first)
-            arrays["indices"][part], arrays["values"][part], arrays["l0"][part] = (
-                stored.indices,
-                stored.values,
-                stored.l0,
-            )
-            advance(stop - start)
-        truncated = int(np.count_nonzero(arrays["l0"] > codes.k))
-        group.write_shard(self.shard, arrays, flagged={"l0": truncated})
+        states = [name for name in codes.group.array_names if name not in layout]
+        return layout | {name: ((), np.dtype(np.float32)) for name in states}
 
 
-def load_encoder(storage: Storage, sae: str, device: str, *, held: bool) -> Encoder:
-    """Return this process's encoder of an SAE, loading it if it is not the one in memory."""
+def load_encoder(storage: Storage, sae: str, means: Means) -> Encoder:
+    """Return this process's encoder of an SAE, loading it if it is not among those in memory."""
     from saestore.encoding.encoder import Encoder
 
     weights = open_lake_sae(storage, sae)
-    key = (ENCODER, storage.url, sae, weights.content_hash(), device, held)
-    return load_once(key, lambda: Encoder(weights, device=device, hold=held))
+    key = (ENCODER, storage.url, sae, weights.content_hash(), means.device, means.precision, means.held)
+    return load_once(
+        key,
+        lambda: Encoder(weights, device=means.device, hold=means.held, precision=means.precision),
+        keep=means.keep,
+    )
 
 
 def stored_dtype(dtype: str) -> np.dtype[Any]:

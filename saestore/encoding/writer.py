@@ -1,46 +1,57 @@
-"""Encode stored activations to stored codes: find what an SAE belongs to, plan, check, then one task per shard."""
+"""The verb `encode`: what was asked is checked, found, planned and done, and what became of it is told."""
 
 from __future__ import annotations
 
-import re
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import psutil
 
-from saestore.activations import Activations
 from saestore.budget import parse_memory
-from saestore.encoding.job import EncodeJob, EncodeOptions, Resources, is_of_model
-from saestore.encoding.plan import TASKS_AT_ONCE, EncodePlan
-from saestore.encoding.task import ENCODER, EncodeTask
-from saestore.engine.resources import release
-from saestore.engine.run import run_tasks
-from saestore.errors import DependencyError, InputError, MissingError
-from saestore.lake import Lake, layer_name
-from saestore.layout import POSITION_TYPES, ActivationsKey, CodesKey, check_sample_type
-from saestore.saes.config import SAEConfig
-from saestore.saes.lake import LakeWeights, open_lake_sae
+from saestore.encoding.job import EncodeOptions
+from saestore.encoding.matching import Wanted
+from saestore.encoding.plan import EncodePlan, Resources
+from saestore.encoding.run import EncodeRun
+from saestore.errors import DependencyError, InputError
+from saestore.lake import Lake
+from saestore.layout import CodesKey, check_sample_type
 
-_LAYER_OF_HOOK = re.compile(r"blocks\.(\d+)\.")
-_LAYER_OF_NAME = re.compile(r"layer_(\d+)")
+if TYPE_CHECKING:
+    from saestore.kernels.encode import Precision
+
 VALUE_DTYPES = ("float16", "bfloat16", "float32")
+PRECISIONS = ("fp32", "tf32", "bf16")
+
+_DEVICE_SHARE = 0.9
+
+State = Literal["done", "planned", "left out"]
 
 
 @dataclass(frozen=True)
 class EncodeResult:
     """What `encode` did for one pair of SAE and activations.
 
+    key : None where no such activations are stored
+    dataset, layer, sample_type : as far as known
     encoded_rows : rows encoded by this call; 0 when the codes were complete, and after a dry run
     quality : explained variance, mean L0 and dead units on a sample of rows; empty after a dry run
-    plan : None when the codes were complete
+    plan : of the pass that the pair belongs to; None when the codes were complete
+    state, reason : `left out` with the reason where the pair could not be encoded
     """
 
-    key: CodesKey
+    sae: str
+    dataset: str
+    layer: str
+    sample_type: str
+    key: CodesKey | None
     rows: int
     encoded_rows: int
     quality: Mapping[str, Any]
     plan: EncodePlan | None
+    state: State
+    reason: str = ""
 
 
 def encode(
@@ -54,6 +65,7 @@ def encode(
     k: int | None = None,
     dtype: str = "float16",
     device: str = "auto",
+    precision: str = "fp32",
     memory: str | int | None = None,
     scheduler: str | None = None,
     force: bool = False,
@@ -62,6 +74,10 @@ def encode(
     say: Callable[[str], None] | None = None,
 ) -> list[EncodeResult]:
     """Encode activations of a lake with SAEs of the lake; what is stored already is left alone.
+
+    SAEs of one layer that fit into memory together are loaded together, and each block of rows is read once for all
+    of them. What cannot be encoded is left out with its reason, and the rest is done; plan and outcome are kept in
+    the lake (`Lake.runs`).
 
     Parameters
     ----------
@@ -83,6 +99,8 @@ def encode(
         Precision of the stored values.
     device : str
         `auto` takes CUDA, then MPS, then the CPU.
+    precision : {"fp32", "tf32", "bf16"}
+        Of the encoder's products; see `saestore.kernels.encode.encode_rows` for the errors of the last two.
     memory : str or int, optional
         The most this process may use, such as `4GiB`; default what it uses now and 60 % of the free memory.
     scheduler : str, optional
@@ -99,28 +117,19 @@ def encode(
     Returns
     -------
     list of EncodeResult
-        One per SAE and row group of activations.
+        One per SAE and row group of activations, those that were left out last.
 
     Raises
     ------
-    MissingError
-        No activations or no SAE of that name.
-    InputError
-        Widths or hook names disagree, k is larger than d_sae, or activations are not finite.
-    HoleError
-        The activations or the SAE are incomplete.
-    QualityError
-        The explained variance is below zero: a wrong layer, hook or normalisation.
-    BudgetError
-        The plan exceeds the memory.
+    MissingError, InputError, HoleError, QualityError, BudgetError, ConflictError
+        Nothing could be done: no such SAE or activations; widths or hook names disagree, k is larger than d_sae, or
+        activations are not finite; they are incomplete; an explained variance below zero; more memory is needed;
+        other codes are stored there. Where only some of it cannot be done, the results say so.
     DependencyError
         torch or numba is not installed.
-    ConflictError
-        Codes made with other parameters are stored there.
     """
-    if dtype not in VALUE_DTYPES:
-        raise InputError(f"dtype {dtype!r} is unknown; choose from {', '.join(VALUE_DTYPES)}")
-    say = say or _silent
+    _check_choice("dtype", dtype, VALUE_DTYPES)
+    _check_choice("precision", precision, PRECISIONS)
     names = [saes] if isinstance(saes, str) else list(dict.fromkeys(saes))
     if not names:
         raise InputError("no SAE was named; give the name of at least one imported SAE")
@@ -128,181 +137,93 @@ def encode(
     for name in types or ():
         check_sample_type(name)
     parse_memory(memory)
-    options = EncodeOptions(k, dtype, force)
-    results: list[EncodeResult] = []
-    resources: Resources | None = None
-    try:
-        for name in names:
-            weights = open_lake_sae(lake.storage, name)
-            _check_k(k, weights.config)
-            keys = _matching(lake, weights, datasets, layers, types, model, force=force)
-            jobs = [EncodeJob(lake.storage, weights, key, options) for key in keys]
-            todo = [job for job in jobs if not job.is_complete]
-            if todo and resources is None:
-                resources = _resources(device, memory)
-            plans, tasks = _prepare(todo, resources, dry_run=dry_run, quiet=quiet, say=say) if resources else ({}, [])
-            encoded = {job.key: 0 if dry_run else job.rows for job in jobs}
-            # One SAE after the other, so that each is loaded once and one is in memory at a time.
-            run_tasks(
-                tasks, label=f"encode {name}", unit="rows", threads=TASKS_AT_ONCE, scheduler=scheduler, quiet=quiet
-            )
-            results += [
-                EncodeResult(job.key, job.activations.n_rows, encoded[job.key], job.quality, plans.get(job.key))
-                for job in jobs
-            ]
-    finally:
-        release(ENCODER)
+    options = EncodeOptions(k, dtype, precision, force)
+    wanted = Wanted.of(datasets, layers, types, model, force=force)
+    run = EncodeRun(lake, say or _silent, scheduler=scheduler, quiet=quiet)
+    run.find(names, wanted, options)
+    todo = [job for job in run.jobs if not job.is_complete]
+    if todo:
+        run.plan(todo, _resources(device, cast("Precision", precision), memory))
+        if not dry_run:
+            asked = {"datasets": datasets, "layers": layers, "sample_type": types, "model": model, "memory": memory}
+            run.do({"saes": names, **asked, **dataclasses.asdict(options), "device": device})
+    return _results(run, dry_run=dry_run)
+
+
+def _results(run: EncodeRun, *, dry_run: bool) -> list[EncodeResult]:
+    """Return what became of every pair.
+
+    Raises
+    ------
+    SaestoreError
+        The first of the reasons, if not one pair could be encoded.
+    """
+    errors = [*run.failures.values(), *(absent.error for absent in run.absent)]
+    if errors and not any(job.key not in run.failures for job in run.jobs):
+        raise errors[0]
+    plans = {job.key: step.plan for group in run.groups for step in group.passes for job in step.jobs}
+    results = [
+        EncodeResult(
+            job.key.sae,
+            job.key.dataset,
+            job.key.layer,
+            job.key.sample_type,
+            key=job.key,
+            rows=job.activations.n_rows,
+            encoded_rows=run.encoded.get(job.key, 0),
+            quality=job.quality,
+            plan=plans.get(job.key),
+            state="planned" if dry_run and not job.is_complete else "done",
+        )
+        for job in run.jobs
+        if job.key not in run.failures
+    ]
+    for key, error in run.failures.items():
+        encoded = run.encoded.get(key, 0)
+        named = (key.sae, key.dataset, key.layer, key.sample_type)
+        results.append(EncodeResult(*named, key, 0, encoded, {}, None, "left out", str(error)))
+    for absent in run.absent:
+        named = (absent.sae, absent.dataset, absent.layer, absent.sample_type)
+        results.append(EncodeResult(*named, None, 0, 0, {}, None, "left out", str(absent.error)))
     return results
 
 
-def _prepare(
-    jobs: Sequence[EncodeJob], resources: Resources, *, dry_run: bool, quiet: bool, say: Callable[[str], None]
-) -> tuple[dict[CodesKey, EncodePlan], list[EncodeTask]]:
-    """Plan all jobs of one SAE, then check and create their groups; nothing is written when one of them fails."""
-    counting = [job for job in jobs if job.k is None]
-    plans = _plans(counting, resources, say)
-    if not dry_run:
-        for job in counting:
-            job.count_units(plans[job.key], resources.device, quiet=quiet)
-    plans |= _plans([job for job in jobs if job.k is not None], resources, say)
-    if dry_run:
-        return plans, []
-    for job in jobs:
-        job.check(plans[job.key], resources.device, say)
-    tasks: list[EncodeTask] = []
-    for job in jobs:
-        tasks += job.tasks(plans[job.key], resources.device)
-    return plans, tasks
-
-
-def _plans(jobs: Sequence[EncodeJob], resources: Resources, say: Callable[[str], None]) -> dict[CodesKey, EncodePlan]:
-    """Plan jobs that share one SAE: it is held for all of them or for none, so that it is loaded once."""
-    plans = [job.plan(resources, hold=True) for job in jobs]
-    if not all(plan.held for plan in plans):
-        plans = [job.plan(resources, hold=False) for job in jobs]
-    for plan in plans:
-        say(plan.line())
-    return {plan.key: plan for plan in plans}
-
-
-def _resources(wish: str, memory: str | int | None) -> Resources:
+def _resources(wish: str, precision: Precision, memory: str | int | None) -> Resources:
     # Imported first: the libraries are part of what the process uses before any SAE is loaded.
     try:
         import saestore.encoding.encoder  # noqa: F401
     except ImportError as error:
         raise DependencyError(f"encode needs {error.name}; install it with: pip install 'saestore[torch]'") from None
 
-    device = _device(wish)
+    device, device_budget = _device(wish)
+    if precision == "tf32" and not device.startswith("cuda"):
+        raise InputError(f"precision tf32 is of CUDA devices only, and this is {device}; give fp32 or bf16")
     baseline = psutil.Process().memory_info().rss
-    return Resources(device, baseline, parse_memory(memory) + (baseline if memory is None else 0))
+    budget = parse_memory(memory) + (baseline if memory is None else 0)
+    return Resources(device, precision, baseline, budget, device_budget)
 
 
-def _matching(
-    lake: Lake,
-    weights: LakeWeights,
-    datasets: Sequence[str] | None,
-    layers: Sequence[str | int] | None,
-    types: Sequence[str] | None,
-    model: str | None,
-    *,
-    force: bool,
-) -> list[ActivationsKey]:
-    """Return the activations that an SAE is asked to encode, or belongs to."""
-    stored = list(lake.activation_keys())
-    for dataset in datasets or ():
-        lake.samples(dataset)
-    wanted_layers = None if layers is None else {layer_name(layer) for layer in layers}
-    chosen = [
-        key
-        for key in stored
-        if (datasets is None or key.dataset in datasets)
-        and (wanted_layers is None or key.layer in wanted_layers)
-        and key.sample_type in (types or POSITION_TYPES)
-        and (model is None or key.model == model)
-    ]
-    chosen = [key for key in chosen if _belongs(lake, key, weights, named=layers is not None, force=force)]
-    if layers is None:
-        # Two models may name a layer alike; where nothing has the right width, the widths are the error to report.
-        fitting = [key for key in chosen if Activations.open(lake.storage, key).d_in == weights.config.d_in]
-        chosen = fitting or chosen
-    chosen = _of_one_model(lake, chosen, weights)
-    places = sorted({f"{key.model}/{key.layer}" for key in chosen})
-    if layers is None and len(places) > 1 and weights.config.hook_name is None:
-        raise InputError(
-            f"SAE {weights.name} does not say which layer it was trained on, and {', '.join(places[:6])} have its "
-            "width; name --layers"
-        )
-    if not chosen:
-        hook = f" (it was trained on {weights.config.hook_name})" if weights.config.hook_name else ""
-        there = ", ".join(sorted({f"{key.dataset}/{key.layer}/{key.sample_type}" for key in stored})[:6]) or "none"
-        raise MissingError(
-            f"no stored activations fit SAE {weights.name}{hook} and what was asked; there are {there}; "
-            "extract the layer, or name --layers"
-        )
-    asked = {"dataset": datasets, "layer": wanted_layers, "sample_type": types}
-    for what, given in asked.items():
-        for name in set(given or ()) - {getattr(key, what) for key in chosen}:
-            raise MissingError(
-                f"no stored activations of {what.replace('_', ' ')} {name!r} fit SAE {weights.name} and what was "
-                "asked; extract them, or leave it out"
-            )
-    return chosen
-
-
-def _of_one_model(lake: Lake, keys: list[ActivationsKey], weights: LakeWeights) -> list[ActivationsKey]:
-    """Return the activations of the model that an SAE was trained on; hook names and widths are alike in many."""
-    trained_on = weights.config.model_name
-    if trained_on is not None and len({key.model for key in keys}) > 1:
-        keys = [key for key in keys if is_of_model(lake.storage, key, trained_on)] or keys
-    models = sorted({key.model for key in keys})
-    if len(models) > 1:
-        raise InputError(
-            f"the layer of SAE {weights.name} is stored for the models {', '.join(models)}, and the SAE says it was "
-            f"trained on {trained_on or 'none by name'}; name one with --model"
-        )
-    return keys
-
-
-def _belongs(lake: Lake, key: ActivationsKey, weights: LakeWeights, *, named: bool, force: bool) -> bool:
-    """Whether an SAE was trained on this layer, as far as both say; naming a wrong layer is an error."""
-    config = weights.config
-    attributes = Activations.open(lake.storage, key).group.attributes
-    hook = attributes.get("saelens_hook_name")
-    if config.hook_name is None:
-        return named or int(attributes["d_in"]) == config.d_in
-    if hook is None:  # imported without one: the numbers of the layers must do
-        wanted, found = _LAYER_OF_HOOK.search(config.hook_name), _LAYER_OF_NAME.match(key.layer)
-        if wanted is None or found is None or wanted[1] == found[1]:
-            return named or int(attributes["d_in"]) == config.d_in
-    if hook == config.hook_name:
-        return True
-    if named and not force:
-        raise InputError(
-            f"SAE {weights.name} was trained on {config.hook_name}, {key.path} holds {hook or key.layer}; "
-            "choose the layer it was trained on, or give --force"
-        )
-    return named
-
-
-def _device(wish: str) -> str:
+def _device(wish: str) -> tuple[str, int | None]:
+    """Return the device that is meant, and how much of its own memory may be used; None where it has none."""
     import torch
 
-    if wish != "auto":
-        try:
-            torch.empty(0, device=wish)
-        except (RuntimeError, AssertionError) as error:
-            raise InputError(
-                f"device {wish!r} cannot be used here ({str(error).splitlines()[0][:100]}); try auto"
-            ) from None
-        return wish
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
+    device = wish
+    if wish == "auto":
+        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(
+            f"device {wish!r} cannot be used here ({str(error).splitlines()[0][:100]}); try auto"
+        ) from None
+    if not device.startswith("cuda"):
+        return device, None
+    return device, int(torch.cuda.mem_get_info(device)[0] * _DEVICE_SHARE)
 
 
-def _check_k(k: int | None, config: SAEConfig) -> None:
-    if k is not None and not 1 <= k <= config.d_sae:
-        raise InputError(f"k is {k}; it must be 1 to d_sae, which is {config.d_sae:,}")
+def _check_choice(what: str, given: str, known: Sequence[str]) -> None:
+    if given not in known:
+        raise InputError(f"{what} {given!r} is unknown; choose from {', '.join(known)}")
 
 
 def _silent(line: str) -> None:

@@ -88,7 +88,7 @@ class CodesSource(Protocol):
     def read(self, start: int, stop: int) -> tuple[NDArray[np.uint32], NDArray[Any], NDArray[np.uint32] | None]:
         """Return (indices, values, l0) of rows ``start`` to ``stop``: (rows, k), (rows, k), (rows,).
 
-        Slots are in the lake's order: value descending, unit ascending, empty slots (value 0, index 0) last.
+        Slots are in the lake's order: magnitude descending, unit ascending, empty slots (value 0, index 0) last.
         bfloat16 values come as their bit pattern in uint16. l0 is None when the files do not say how many units were
         active before the k largest were kept.
         """

@@ -243,14 +243,15 @@ def _as_numbers(stored: NDArray[Any], dtype: str) -> NDArray[np.float32]:
 def _in_slot_order(
     units: NDArray[np.uint32], stored: NDArray[Any], values: NDArray[np.float32], full: NDArray[np.bool_]
 ) -> tuple[NDArray[np.uint32], NDArray[Any]]:
-    """Order slots by (value descending, unit ascending), empty ones last; rows that are so already are left alone."""
+    """Order slots by (magnitude descending, unit ascending), empty ones last; rows so ordered are left alone."""
     left, right = slice(None, -1), slice(1, None)
-    above = values[:, left] > values[:, right]
-    tie = (values[:, left] == values[:, right]) & (units[:, left] < units[:, right])
+    size = np.abs(values)
+    above = size[:, left] > size[:, right]
+    tie = (size[:, left] == size[:, right]) & (units[:, left] < units[:, right])
     in_order = np.where(full[:, right], full[:, left] & (above | tie), True)
     unordered = np.flatnonzero(~in_order.all(axis=1))
     if len(unordered):
-        keys = (units[unordered], -values[unordered], ~full[unordered])
+        keys = (units[unordered], -size[unordered], ~full[unordered])
         order = np.lexsort(keys, axis=1)
         units[unordered] = np.take_along_axis(units[unordered], order, axis=1)
         stored[unordered] = np.take_along_axis(stored[unordered], order, axis=1)

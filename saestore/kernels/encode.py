@@ -11,9 +11,10 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from typing import Any
+from contextlib import contextmanager
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -21,7 +22,19 @@ import torch
 from saestore.errors import InputError
 from saestore.kernels.topk import DeviceTopK, FloatArray, RunningTopK, TopK, UnitRule
 
-__all__ = ["TopK", "UnitRule", "calibrate", "encode_rows", "plan_tile", "working_bytes"]
+__all__ = [
+    "Precision",
+    "TopK",
+    "UnitRule",
+    "calibrate",
+    "encode_rows",
+    "plan_tile",
+    "relative_error",
+    "working_bytes",
+]
+
+Precision = Literal["fp32", "tf32", "bf16"]
+"""What the operands of a product are rounded to; sums are float32 always."""
 
 # Rows of one product on one core. Measured with 1024-unit tiles on 2 cores with 1 MiB of L2 each: 256 rows reach 0.97
 # and 1024 rows 1.00 of the speed of 512, and fewer rows balance better over threads.
@@ -32,6 +45,9 @@ _DEVICE_BUFFER_BYTES = 256 << 20
 # By process as well, since a forked child has the dictionary but not the threads.
 _pools: dict[tuple[int, int], ThreadPoolExecutor] = {}
 _pools_lock = threading.Lock()
+
+# The precision of CUDA products is one setting for the whole process.
+_cuda_precision_lock = threading.Lock()
 
 
 def plan_tile(d_in: int, d_sae: int, n: int, *, device: str = "cpu") -> int:
@@ -52,15 +68,36 @@ def plan_tile(d_in: int, d_sae: int, n: int, *, device: str = "cpu") -> int:
     return min(tile, d_sae)
 
 
-def working_bytes(n: int, k: int, *, d_in: int, tile: int, device: str = "cpu", threads: int | None = None) -> int:
+def working_bytes(
+    n: int,
+    k: int,
+    *,
+    d_in: int,
+    tile: int,
+    device: str = "cpu",
+    threads: int | None = None,
+    precision: Precision = "fp32",
+) -> int:
     """Peak bytes that `encode_rows` needs beside the rows themselves: products, candidates and weight tiles."""
+    # Of the rows and of three tiles a copy in bfloat16, and one in float32 where those are not multiplied as such.
+    rounded = (n + 3 * tile) * d_in * 6 if precision == "bf16" else 0
     if torch.device(device).type == "cpu":
         threads = threads or torch.get_num_threads()
         products = threads * _row_block(n) * tile * 4
         candidates = n * (8 * (k + max(k, 32)) + 16)
-        return products + candidates + 3 * tile * d_in * 4 + n * (8 * k + 4)
-    # The product, its masks, what topk works with, and the merge of kept and new units.
-    return n * tile * 12 + n * k * 64 + 2 * tile * d_in * 4
+        return products + candidates + 3 * tile * d_in * 4 + n * (8 * k + 4) + rounded
+    # The product, its masks, what topk works with, the merge of kept and new units, and the tiles in work, being copied
+    # and not yet given back.
+    return n * tile * 12 + n * k * 64 + 3 * tile * d_in * 4 + rounded
+
+
+def relative_error(precision: Precision) -> float:
+    """The most that rounding the operands adds to a product, as a part of ``sum_i |x_i| |w_i|``: ``2 u + u^2``.
+
+    ``u`` is 0 for fp32, 2^-10 for tf32 and 2^-8 for bf16; `encode_rows` has the whole bound.
+    """
+    u = {"fp32": 0.0, "tf32": 2.0**-10, "bf16": 2.0**-8}[precision]
+    return 2 * u + u * u
 
 
 def encode_rows(
@@ -71,6 +108,7 @@ def encode_rows(
     *,
     device: str | torch.device = "cpu",
     threads: int | None = None,
+    precision: Precision = "fp32",
 ) -> TopK:
     """The k largest activations of each row under the rule, and the true number of active units.
 
@@ -80,7 +118,8 @@ def encode_rows(
         Rows as the encoder multiplies them: normalised, and without the decoder's bias where the SAE says so.
     tiles
         Pairs of the first unit and its ``(t, d_in)`` block of the transposed encoder, units ascending. Each is used
-        once, so they may be read on the fly; on the CPU up to three are alive at a time.
+        once, so they may be read on the fly; on the CPU up to three are alive at a time, on other devices the next is
+        read while one is multiplied.
     rule
         Arrays of length d_sae.
     k
@@ -89,19 +128,39 @@ def encode_rows(
         Where the products are made.
     threads
         CPU threads; the default is torch's own number. It does not change the result.
+    precision : {"fp32", "tf32", "bf16"}
+        What the operands of the products are rounded to; sums are float32. `fp32` is that on CUDA too, whatever torch
+        is set to there. `tf32` is for CUDA alone. `bf16` rounds rows and weights to bfloat16, which CUDA multiplies
+        faster; elsewhere the rounded operands are multiplied as float32, which gives the same numbers up to the order
+        of summation and is no faster.
 
     Returns
     -------
     TopK
-        indices uint32 and values float32 of shape (n, min(k, K)), l0 uint32 (n,).
+        indices uint32 and values float32 of shape (n, min(k, K)), l0 uint32 (n,), slots by (magnitude descending,
+        unit ascending).
 
     Raises
     ------
     InputError
-        Rows that are not finite, tiles of the wrong width or out of order.
+        Rows that are not finite, tiles of the wrong width or out of order, a precision that the device has not.
+
+    Notes
+    -----
+    A product ``p = sum_i x_i w_i`` comes out as ``p_hat`` with ``|p_hat - p| <= (2 u + u^2 + (1 + u)^2 g) sum_i |x_i|
+    |w_i|``. ``u`` bounds the relative error of rounding an operand: 0 for fp32, 2^-8 for bf16, which keeps 8
+    significant bits and rounds to nearest, 2^-10 for tf32, which keeps 11 and may cut off the rest. ``g = d e / (1 - d
+    e)`` bounds that of summing d = d_in terms in any order: e is 2^-24 where sums are rounded to nearest, 2^-23 where
+    they are cut off, as in tensor cores. Units whose activations are closer to each other, or to the threshold, than
+    that may change places.
+
+    References
+    ----------
+    N. J. Higham (2002), "Accuracy and Stability of Numerical Algorithms", 2nd edition, section 3.1 (``gamma_n``).
     """
     if k < 1:
         raise InputError(f"k is {k}, expected at least 1 slot per row")
+    _check_precision(precision, device)
     x = x.detach().to(device=device, dtype=torch.float32).contiguous()
     broken = int((~torch.isfinite(x).all(dim=1)).sum())
     if broken:
@@ -109,13 +168,19 @@ def encode_rows(
             f"{broken} of {len(x)} rows hold values that are not finite: repair or leave out these activations"
         )
     if x.device.type == "cpu":
-        return _encode_cpu(x, tiles, rule, k, threads or torch.get_num_threads())
-    return _encode_device(x, tiles, rule, k)
+        return _encode_cpu(x, tiles, rule, k, threads or torch.get_num_threads(), precision)
+    return _encode_device(x, tiles, rule, k, precision)
 
 
 def _encode_cpu(
-    x: torch.Tensor, tiles: Iterable[tuple[int, torch.Tensor]], rule: UnitRule, k: int, threads: int
+    x: torch.Tensor,
+    tiles: Iterable[tuple[int, torch.Tensor]],
+    rule: UnitRule,
+    k: int,
+    threads: int,
+    precision: Precision,
 ) -> TopK:
+    x = _rounded(x, precision)
     rows = _row_block(len(x))
     blocks = [x[start : start + rows] for start in range(0, len(x), rows)]
     states = [RunningTopK(len(block), k, topk=rule.topk) for block in blocks]
@@ -131,7 +196,8 @@ def _encode_cpu(
     end = 0
     try:
         for first, weights in tiles:
-            tile = _checked(weights, first, end, x)
+            _check_tile(weights, first, end, x)
+            tile = _rounded(weights.detach(), precision)
             end = first + len(tile)
             part = rule.tile(first, len(tile))
             # Two tiles are in flight, so that no thread waits for the slowest block of a tile.
@@ -157,24 +223,88 @@ def _encode_cpu(
     )
 
 
-def _encode_device(x: torch.Tensor, tiles: Iterable[tuple[int, torch.Tensor]], rule: UnitRule, k: int) -> TopK:
+def _encode_device(
+    x: torch.Tensor, tiles: Iterable[tuple[int, torch.Tensor]], rule: UnitRule, k: int, precision: Precision
+) -> TopK:
     state = DeviceTopK(len(x), k, topk=rule.topk, device=x.device)
+    rows = _rounded(x, precision)
     buffer = x.new_empty(0)
-    end = 0
     with torch.no_grad():
-        for first, weights in tiles:
-            tile = _checked(weights, first, end, x)
-            end = first + len(tile)
+        uploads = _uploads(tiles, x, precision)
+        following = next(uploads, None)
+        while following is not None:
+            first, tile = following
             if buffer.numel() < len(x) * len(tile):
                 buffer = x.new_empty(len(x) * len(tile))
             products = buffer[: len(x) * len(tile)].view(len(x), len(tile))
-            torch.mm(x, tile.T, out=products)
+            _multiply(rows, tile, products, precision)
+            # The device makes the product meanwhile; the selection waits for it.
+            following = next(uploads, None)
             state.update(products, first, rule.tile(first, len(tile)))
     return state.finish()
 
 
-def _checked(weights: torch.Tensor, first: int, end: int, x: torch.Tensor) -> torch.Tensor:
-    """The tile in the type and on the device of the rows."""
+def _uploads(
+    tiles: Iterable[tuple[int, torch.Tensor]], x: torch.Tensor, precision: Precision
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """Tiles on the device of the rows; to CUDA they are copied beside what it works on already."""
+    copies = torch.cuda.Stream(x.device) if x.device.type == "cuda" else None  # type: ignore[no-untyped-call]
+    end = 0
+    for first, weights in tiles:
+        _check_tile(weights, first, end, x)
+        end = first + len(weights)
+        if copies is None or weights.device.type != "cpu":
+            yield first, _rounded(weights.detach(), precision).to(x.device)
+            continue
+        with torch.cuda.stream(copies):
+            tile = _rounded(weights.detach().pin_memory().to(x.device, non_blocking=True), precision)
+        work = torch.cuda.current_stream(x.device)
+        work.wait_stream(copies)
+        tile.record_stream(work)  # so that its memory is not given away before the product is made
+        yield first, tile
+
+
+def _check_precision(precision: Precision, device: str | torch.device) -> None:
+    if precision not in get_args(Precision):
+        raise InputError(f"precision is {precision!r}, expected one of {', '.join(get_args(Precision))}")
+    if precision == "tf32" and torch.device(device).type != "cuda":
+        raise InputError(f"precision tf32 was given for the device {device}, but only CUDA has it: use fp32 or bf16")
+
+
+def _rounded(operand: torch.Tensor, precision: Precision) -> torch.Tensor:
+    """Rows or weights as `_multiply` takes them."""
+    if precision == "bf16":
+        operand = operand.to(torch.bfloat16)
+        if operand.device.type == "cuda":
+            return operand
+    return operand.to(torch.float32)
+
+
+def _multiply(rows: torch.Tensor, tile: torch.Tensor, products: torch.Tensor, precision: Precision) -> None:
+    """``rows @ tile.T`` of `_rounded` operands into float32 ``products``."""
+    if rows.device.type != "cuda":
+        torch.mm(rows, tile.T, out=products)
+    elif precision == "bf16":
+        torch.mm(rows, tile.T, out_dtype=torch.float32, out=products)
+    else:
+        with _cuda_precision(precision):
+            torch.mm(rows, tile.T, out=products)
+
+
+@contextmanager
+def _cuda_precision(precision: Precision) -> Iterator[None]:
+    """Set what CUDA makes of float32 operands, for the launch of one product."""
+    matmul: Any = torch.backends.cuda.matmul
+    with _cuda_precision_lock:
+        before = matmul.fp32_precision
+        matmul.fp32_precision = "tf32" if precision == "tf32" else "ieee"
+        try:
+            yield
+        finally:
+            matmul.fp32_precision = before
+
+
+def _check_tile(weights: torch.Tensor, first: int, end: int, x: torch.Tensor) -> None:
     if first < end:
         raise InputError(f"a tile of the encoder begins at unit {first} after unit {end}: give tiles in order of units")
     if weights.ndim != 2 or weights.shape[1] != x.shape[1]:
@@ -182,7 +312,6 @@ def _checked(weights: torch.Tensor, first: int, end: int, x: torch.Tensor) -> to
             f"a tile of the encoder has shape {tuple(weights.shape)} and the rows are {x.shape[1]} wide, "
             "expected (units, d_in): does this SAE belong to these activations?"
         )
-    return weights.detach().to(device=x.device, dtype=torch.float32)
 
 
 def _row_block(n: int) -> int:
@@ -243,23 +372,29 @@ def _pool(threads: int) -> Executor:
         return _pools[key]
 
 
-def calibrate(d_in: int, *, device: str | torch.device = "cpu", seconds: float = 0.2) -> float:
+def calibrate(
+    d_in: int, *, device: str | torch.device = "cpu", precision: Precision = "fp32", seconds: float = 0.2
+) -> float:
     """Floating point operations per second of the encoder's products, measured for ``seconds`` (for estimates)."""
+    _check_precision(precision, device)
     kind = torch.device(device).type
     threads = torch.get_num_threads() if kind == "cpu" else 1
     rows = _ROWS * threads if kind == "cpu" else 4096
-    x = torch.full((rows, d_in), 1e-3, device=device)
-    tile = torch.full((_CPU_TILE, d_in), 1e-3, device=device)
+    units = plan_tile(d_in, 1 << 20, rows, device=kind)
+    x = _rounded(torch.full((rows, d_in), 1e-3, device=device), precision)
+    tile = _rounded(torch.full((units, d_in), 1e-3, device=device), precision)
+    products = torch.empty((rows, units) if kind != "cpu" else 0, device=device)
 
     def once() -> None:
         if kind == "cpu":
             list(_pool(threads).map(lambda block: float(_product(block, tile)[0, 0]), torch.split(x, _ROWS)))
         else:
-            float(torch.mm(x, tile.T)[0, 0])
+            _multiply(x, tile, products, precision)
+            float(products[0, 0])
 
     once()
     done, begin = 0, time.perf_counter()
     while time.perf_counter() - begin < seconds:
         once()
         done += 1
-    return 2.0 * rows * _CPU_TILE * d_in * done / (time.perf_counter() - begin)
+    return 2.0 * rows * units * d_in * done / (time.perf_counter() - begin)

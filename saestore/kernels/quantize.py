@@ -12,7 +12,6 @@ from saestore.errors import InputError
 
 ValueType = Literal["float16", "float32", "bfloat16"]
 
-_SIGN = np.uint32(0x8000_0000)
 _UNIT_MASK = np.uint64(0xFFFF_FFFF)
 # bfloat16 is the upper half of a float32, so its smallest subnormal and its largest finite value have these patterns.
 _BF16_INF = np.uint16(0x7F80)
@@ -20,7 +19,7 @@ _BF16_INF = np.uint16(0x7F80)
 
 @dataclass(frozen=True)
 class TopK:
-    """The kept codes of each row, ordered by (value descending, unit ascending).
+    """The kept codes of each row, ordered by (magnitude descending, unit ascending).
 
     Attributes
     ----------
@@ -107,22 +106,19 @@ def _round(values: NDArray[np.float32], dtype: ValueType) -> NDArray[np.float32]
 
 
 def _ordered(indices: NDArray[Any], values: NDArray[np.float32]) -> tuple[NDArray[np.uint32], NDArray[np.float32]]:
-    """Slots by (value descending, unit ascending), the empty ones last, by sorting one 64-bit key per slot.
+    """Slots by (magnitude descending, unit ascending), the empty ones last, by sorting one 64-bit key per slot.
 
-    The key holds the order-preserving bits of the value above the complement of the unit, so that a plain numeric
-    sort orders both and the pair is read back from the key.
+    The key holds the 31 bits of the magnitude above the complement of the unit and the sign, so that a plain numeric
+    sort orders both and the slot is read back from the key.
     """
-    bits = values.view(np.uint32)
-    rank = np.where(bits & _SIGN, ~bits, bits | _SIGN)
+    bits = values.view(np.uint32).astype(np.uint64)
     unit = np.asarray(indices).astype(np.uint64)
-    key = (rank.astype(np.uint64) << np.uint64(32)) | (_UNIT_MASK - unit)
+    key = (bits << np.uint64(33)) | ((_UNIT_MASK - unit) << np.uint64(1)) | (bits >> np.uint64(31))
     key[values == 0] = 0
     # Ascending sort of the complement is the descending sort of the key.
     key = ~np.sort(~key, axis=1)
-    rank = (key >> np.uint64(32)).astype(np.uint32)
-    value = np.where(rank & _SIGN, rank & ~_SIGN, ~rank).view(np.float32)
-    empty = key == 0
-    value[empty] = 0
-    unit_out = (_UNIT_MASK - (key & _UNIT_MASK)).astype(np.uint32)
-    unit_out[empty] = 0
+    sign = (key << np.uint64(31)).astype(np.uint32)
+    value = ((key >> np.uint64(33)).astype(np.uint32) | sign).view(np.float32)
+    unit_out = (_UNIT_MASK - ((key >> np.uint64(1)) & _UNIT_MASK)).astype(np.uint32)
+    unit_out[value == 0] = 0
     return unit_out, value

@@ -1,6 +1,7 @@
 """Running top-k over tiles of units: the only place where codes are selected.
 
-Ties are broken by (value descending, unit ascending), so results depend neither on the tiling nor on the device.
+Ties are broken by (magnitude descending, unit ascending), so results depend neither on the tiling nor on the device.
+Only the signed rule has values below 0; for the others the magnitude is the value.
 `RunningTopK` is for the CPU (numba), `DeviceTopK` for any torch device; both take the same steps in the same order
 of rounding and give the same bits for the same products.
 """
@@ -36,7 +37,7 @@ class UnitRule:
     """How the product ``p = x @ W_enc[u]`` becomes the activation of unit u.
 
     ``v = p * scale[u] + bias[u]``, multiplied and added with two roundings; the unit is active iff
-    ``v > max(threshold[u], 0)`` and, where there is a cut, ``p > cut[u]``.
+    ``v > max(threshold[u], 0)`` and, where there is a cut, ``p > cut[u]``. A signed rule has neither cut nor threshold.
 
     Attributes
     ----------
@@ -66,6 +67,11 @@ class UnitRule:
 
 def _check(products: FloatArray | torch.Tensor, rule: UnitRule) -> None:
     """Refuse what the compiled scan, which does not check bounds, would misread."""
+    if rule.signed and not (rule.cut is None and rule.threshold is None):
+        raise InputError(
+            "a signed unit rule has a cut or a threshold, expected neither: its units are active wherever their value "
+            "is not 0, so leave both out"
+        )
     units = products.shape[1]
     for name in ("scale", "bias", "cut", "threshold"):
         array = getattr(rule, name)
@@ -81,8 +87,8 @@ def _check(products: FloatArray | torch.Tensor, rule: UnitRule) -> None:
 class RunningTopK:
     """Selection state of ``n`` rows on the CPU.
 
-    Each row keeps a buffer of candidates and the k-th best value at the last compaction. A tile is scanned once:
-    a group of lanes in which no unit beats that value is only counted. Units ascend, hence a later unit must be
+    Each row keeps a buffer of candidates and the k-th best magnitude at the last compaction. A tile is scanned once:
+    a group of lanes in which no unit beats that magnitude is only counted. Units ascend, hence a later unit must be
     strictly larger to displace an earlier one, which is the rule for ties.
 
     Not safe for concurrent use of one object; different objects may be used by different threads (the kernels
@@ -117,7 +123,9 @@ class RunningTopK:
         if short > 0:  # The scan wants one group of lanes at least; NaN is never active.
             products = np.pad(products, ((0, 0), (0, short)), constant_values=np.nan)
             arrays = tuple(None if a is None else np.pad(a, (0, short)) for a in arrays)
-        arguments: Any = (*arrays, self._k, self._keys, self._fill, self._floor, self._l0)
+        # None, unlike a flag, is a type of its own: the scan is compiled for each kind of rule.
+        signed = True if rule.signed else None
+        arguments: Any = (*arrays, signed, self._k, self._keys, self._fill, self._floor, self._l0)
         _scan(products.reshape(-1), len(products), first_unit, *arguments)
 
     def finish(self) -> TopK:
@@ -136,17 +144,19 @@ def _lane_masks_codegen(context: Any, builder: Any, signature: Any, arguments: A
     Plain vector operations without fast-math flags: any target splits them into its own registers (AVX-512, AVX2,
     NEON), and no multiply-add is fused, so that the bits are those of the other devices.
     """
-    products, scale, bias, cut, threshold, first, start, least = arguments
-    product_type, scale_type, bias_type, cut_type, threshold_type, *_ = signature.args
+    products, scale, bias, cut, threshold, _, first, start, least = arguments
+    product_type, scale_type, bias_type, cut_type, threshold_type, signed_type, *_ = signature.args
     lanes = ir.VectorType(ir.FloatType(), _LANES)
+    words = ir.VectorType(ir.IntType(32), _LANES)
 
     def load(array_type: Any, array: Any, offset: Any) -> Any:
         pointer = builder.gep(context.make_array(array_type)(context, builder, array).data, [offset])
         return builder.load(builder.bitcast(pointer, lanes.as_pointer()), align=4)
 
     def splat(scalar: Any) -> Any:
-        single = builder.insert_element(ir.Constant(lanes, ir.Undefined), scalar, ir.Constant(ir.IntType(32), 0))
-        return builder.shuffle_vector(single, single, ir.Constant(ir.VectorType(ir.IntType(32), _LANES), None))
+        undefined = ir.Constant(ir.VectorType(scalar.type, _LANES), ir.Undefined)
+        single = builder.insert_element(undefined, scalar, ir.Constant(ir.IntType(32), 0))
+        return builder.shuffle_vector(single, undefined, ir.Constant(words, None))
 
     product = load(product_type, products, builder.add(first, start))
     value = product
@@ -154,6 +164,9 @@ def _lane_masks_codegen(context: Any, builder: Any, signature: Any, arguments: A
         value = builder.fmul(value, load(scale_type, scale, start))
     if bias_type != types.none:
         value = builder.fadd(value, load(bias_type, bias, start))
+    if signed_type != types.none:
+        magnitude = builder.and_(builder.bitcast(value, words), splat(ir.Constant(ir.IntType(32), 0x7FFFFFFF)))
+        value = builder.bitcast(magnitude, lanes)
     active = builder.fcmp_ordered(">", value, ir.Constant(lanes, None))
     if threshold_type != types.none:
         active = builder.and_(active, builder.fcmp_ordered(">", value, load(threshold_type, threshold, start)))
@@ -173,15 +186,17 @@ def _lane_masks(
     bias: Any,
     cut: Any,
     threshold: Any,
+    signed: Any,
     first: Any,
     start: Any,
     least: Any,
 ) -> Any:
     """Which of the 32 lanes at ``start`` are active (low half), and which of those exceed ``least`` (high half).
 
-    ``first`` is where the row begins in the flat products. An array that is None costs nothing.
+    ``first`` is where the row begins in the flat products. An array that is None costs nothing, and so does ``signed``,
+    which is None or anything else.
     """
-    signature = types.uint64(products, scale, bias, cut, threshold, types.intp, types.intp, types.float32)
+    signature = types.uint64(products, scale, bias, cut, threshold, signed, types.intp, types.intp, types.float32)
     return signature, _lane_masks_codegen
 
 
@@ -207,6 +222,7 @@ def _scan(
     bias: Any,
     cut: Any,
     threshold: Any,
+    signed: Any,
     k: Any,
     keys: Any,
     fill: Any,
@@ -222,7 +238,9 @@ def _scan(
         for group in range(0, t, _LANES):
             # The last group overlaps the one before; its lanes that were seen are masked out.
             start = min(group, t - _LANES)
-            masks: Any = _lane_masks(products, scale, bias, cut, threshold, i * t, start, least)  # type: ignore[call-arg]
+            masks: Any = _lane_masks(  # type: ignore[call-arg]
+                products, scale, bias, cut, threshold, signed, i * t, start, least
+            )
             masks &= _FRESH[group - start]
             count += _bit_count(masks & np.uint64(0xFFFFFFFF))
             hits = masks >> np.uint64(32)
@@ -234,7 +252,7 @@ def _scan(
                     v = v * scale[unit]
                 if bias is not None:
                     v = v + bias[unit]
-                if v > least:
+                if abs(v) > least:
                     if m == capacity:
                         least = _compact(keys[i], m, k)
                         m = k
@@ -247,14 +265,16 @@ def _scan(
 
 @numba.njit(cache=True, nogil=True, inline="always")
 def _key(value: Any, unit: Any) -> Any:
-    # Bits of positive floats order as the floats do; the complement of the unit puts the smaller unit first.
+    # From the top: 31 bits of the magnitude, which order as the floats do, 32 of the complement of the unit, which puts
+    # the smaller unit first, and the sign, which orders nothing, since a unit comes once.
     bits = np.uint64(np.float32(value).view(np.uint32))
-    return (bits << np.uint64(32)) | np.uint64(np.uint64(0xFFFFFFFF) - np.uint64(unit))
+    after = np.uint64(np.uint64(0xFFFFFFFF) - np.uint64(unit)) << np.uint64(1)
+    return (bits << np.uint64(33)) | after | (bits >> np.uint64(31))
 
 
 @numba.njit(cache=True, nogil=True)
 def _compact(keys: Any, m: Any, k: Any) -> Any:
-    """Move the k largest of the first m keys to the front (Hoare's selection); returns the k-th largest value."""
+    """Move the k largest of the first m keys to the front (Hoare's selection); returns the k-th largest magnitude."""
     low, high, target = 0, m - 1, k - 1
     while low < high:
         a, b, c = keys[low], keys[(low + high) >> 1], keys[high]
@@ -275,7 +295,7 @@ def _compact(keys: Any, m: Any, k: Any) -> Any:
             low = i
         else:
             break
-    return np.uint32(keys[target] >> np.uint64(32)).view(np.float32)
+    return np.uint32(keys[target] >> np.uint64(33)).view(np.float32)
 
 
 @numba.njit(cache=True, nogil=True)
@@ -289,16 +309,17 @@ def _emit(k: Any, keys: Any, fill: Any, indices: Any, values: Any) -> None:
         kept.sort()
         for j in range(m):
             key = kept[m - 1 - j]
-            values[i, j] = np.uint32(key >> np.uint64(32)).view(np.float32)
-            indices[i, j] = np.uint32(np.uint64(0xFFFFFFFF) - (key & np.uint64(0xFFFFFFFF)))
+            sign = np.uint32(key & np.uint64(1)) << np.uint32(31)
+            values[i, j] = np.uint32(np.uint32(key >> np.uint64(33)) | sign).view(np.float32)
+            indices[i, j] = np.uint32(np.uint64(0xFFFFFFFF) - ((key >> np.uint64(1)) & np.uint64(0xFFFFFFFF)))
 
 
 class DeviceTopK:
     """Selection state of ``n`` rows on a torch device; the same interface as `RunningTopK`, for tensors.
 
-    The k best of a tile come from `torch.topk` on the float values, which every backend has, and which picks
+    The k best of a tile come from `torch.topk` on the magnitudes, which every backend has, and which picks
     arbitrarily among equal values only. Rows where such a pick was made at the boundary (rare) are selected again by a
-    stable sort. Merging is a stable sort too: units kept so far precede those of the tile, so equal values stay in
+    stable sort. Merging is a stable sort too: units kept so far precede those of the tile, so equal ones stay in
     the order of units. (A 64-bit key of value and unit would do the same with twice the memory, and MPS has no
     64-bit `topk`.)
     """
@@ -328,21 +349,27 @@ class DeviceTopK:
             values.mul_(scale)
         if bias is not None:
             values.add_(bias)
+        negative = None
+        if rule.signed:
+            negative = values < 0
+            values.abs_()
         active = values > (0.0 if threshold is None else threshold.clamp(min=0))
         if above_cut is not None:
             active &= above_cut
         self._l0 += active.sum(dim=1, dtype=torch.int32)
         values.masked_fill_(~active, 0.0)
         best, units = _tile_topk(values, min(self._k, values.shape[1]))
+        if negative is not None:
+            best = torch.where(negative.gather(1, units.long()), -best, best)
         merged = torch.cat((self._values, best), dim=1)
         merged_units = torch.cat((self._units, units + first_unit), dim=1)
-        order = torch.sort(merged, dim=1, descending=True, stable=True).indices[:, : self._k]
+        order = torch.sort(merged.abs(), dim=1, descending=True, stable=True).indices[:, : self._k]
         self._values = merged.gather(1, order)
         self._units = merged_units.gather(1, order)
 
     def finish(self) -> TopK:
         """The codes of all tiles taken in so far, on the host."""
-        units = torch.where(self._values > 0, self._units, 0)
+        units = torch.where(self._values != 0, self._units, 0)
         l0 = self._l0 if self._topk is None else self._l0.clamp(max=self._topk)
         return TopK(
             indices=units.cpu().numpy().astype(np.uint32),

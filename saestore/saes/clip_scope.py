@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -51,11 +52,17 @@ def open_clip_scope(path: Path, *, hook_name: str | None = None, model_name: str
     if not isinstance(checkpoint, dict) or any(key not in checkpoint for key in _KEYS):
         held = ", ".join(map(str, checkpoint)) if isinstance(checkpoint, dict) else type(checkpoint).__name__
         raise InputError(f"{path} is no CLIP-Scope checkpoint, it holds {held[:120]}; {expected}")
-    tensors = {name: checkpoint["model_state_dict"].get(name) for name in _TENSORS}
+    numbers, state = [checkpoint[name] for name in ("d_in", "n_features", "k")], checkpoint["model_state_dict"]
+    if not isinstance(state, dict) or not all(isinstance(number, int) for number in numbers):
+        kinds = ", ".join(type(value).__name__ for value in (*numbers, state))
+        raise InputError(
+            f"{path} is no CLIP-Scope checkpoint, its d_in, n_features, k and model_state_dict are {kinds}; {expected}"
+        )
+    tensors: dict[str, Any] = {name: state.get(name) for name in _TENSORS}
     missing = [name for name, tensor in tensors.items() if not isinstance(tensor, StoredArray)]
     if missing:
         raise InputError(f"{path} lacks the tensors {', '.join(missing)}; {expected}")
-    d_in, d_sae, k = int(checkpoint["d_in"]), int(checkpoint["n_features"]), int(checkpoint["k"])
+    d_in, d_sae, k = numbers
     shapes = {"pre_b": (d_in,), "enc": (d_in, d_sae), "dec": (d_sae, d_in)}
     for name, shape in shapes.items():
         found = tensors[name].logical_shape

@@ -20,6 +20,8 @@ Architecture = Literal[
     "skip_transcoder",
     "jumprelu_transcoder",
     "jumprelu_skip_transcoder",
+    "topk_transcoder",
+    "topk_skip_transcoder",
     "matching_pursuit",
     "temporal",
 ]
@@ -30,8 +32,15 @@ ARCHITECTURES: tuple[str, ...] = get_args(Architecture)
 NORMALIZATIONS: tuple[str, ...] = get_args(Normalization)
 RESHAPES: tuple[str, ...] = get_args(Reshape)
 
-TOPK = ("topk", "abstopk")
-TRANSCODERS = ("transcoder", "skip_transcoder", "jumprelu_transcoder", "jumprelu_skip_transcoder")
+TOPK = ("topk", "abstopk", "topk_transcoder", "topk_skip_transcoder")
+TRANSCODERS = (
+    "transcoder",
+    "skip_transcoder",
+    "jumprelu_transcoder",
+    "jumprelu_skip_transcoder",
+    "topk_transcoder",
+    "topk_skip_transcoder",
+)
 DENSE = ("matching_pursuit", "temporal")
 """Architectures whose units depend on each other, so that they cannot be encoded by tiles: SAELens encodes them."""
 
@@ -67,19 +76,19 @@ class SAEConfig:
     Parameters
     ----------
     architecture : str
-        One of `ARCHITECTURES`, SAELens' names of its inference classes.
+        One of `ARCHITECTURES`: SAELens' names of its inference classes, and the topk transcoders that it lacks.
     d_in, d_sae : int
         Width of the activations and number of units.
     d_out : int, optional
         Width of what the decoder gives; d_in unless this is a transcoder, which must say it.
     k : int, optional
-        The K of topk and abstopk: at most K units of a row are active. None for the others.
+        The K of topk, abstopk and the topk transcoders: at most K units of a row are active. None for the others.
     apply_b_dec_to_input : bool
         Whether ``b_dec`` is subtracted from the (normalised) activation before encoding.
     normalization : {"none", "layer_norm", "constant_norm_rescale"}
         Applied to each activation row first; see `saestore.kernels.normalize`.
     rescale_acts_by_decoder_norm : bool
-        For topk and abstopk: pre-activations are multiplied by the norms of the decoder rows before the selection,
+        For those with a K: pre-activations are multiplied by the norms of the decoder rows before the selection,
         and the decoder divides by them.
     dtype : str
         Dtype of the weights as stored by the source; reading always gives float32.
@@ -211,7 +220,7 @@ class SAEConfig:
     @property
     def has_skip(self) -> bool:
         """Whether the reconstruction adds ``x @ W_skip.T`` to what the codes give."""
-        return self.architecture in ("skip_transcoder", "jumprelu_skip_transcoder")
+        return self.architecture in ("skip_transcoder", "jumprelu_skip_transcoder", "topk_skip_transcoder")
 
     @property
     def is_signed(self) -> bool:

@@ -39,6 +39,14 @@ class Factors:
         return cls() if factor is None else cls(W_enc=factor, W_dec=1 / factor, b_dec=1 / factor)
 
 
+def matrix_shape(name: str, array: StoredArray, axes: str) -> tuple[int, int]:
+    """Return the logical shape of an array that must have two axes, called `axes` in the error (InputError)."""
+    if len(array.logical_shape) != 2:
+        raise InputError(f"{name} in {array.path} has shape {array.logical_shape}; expected {axes}")
+    rows, columns = array.logical_shape
+    return rows, columns
+
+
 class FileWeights:
     """An SAE whose parameters lie in files; the reader of each layout builds one.
 
@@ -54,7 +62,7 @@ class FileWeights:
     Raises
     ------
     InputError
-        If a parameter is missing or its shape disagrees with the configuration.
+        If a parameter is missing, is no array of floats or its shape disagrees with the configuration.
     """
 
     def __init__(
@@ -79,6 +87,8 @@ class FileWeights:
                     f"it holds {', '.join(sorted(parameters)) or 'nothing'}"
                 )
             given = parameters[name]
+            if isinstance(given, StoredArray) and not given.is_float:
+                raise InputError(f"{name} in {given.path} is {given.dtype_name}; expected an array of floats")
             found = given.logical_shape if isinstance(given, StoredArray) else given.shape
             if found != shape:
                 raise InputError(

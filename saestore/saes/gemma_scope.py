@@ -1,14 +1,15 @@
-"""Reader of Gemma Scope weights: one ``params.npz`` with a JumpReLU SAE."""
+"""Reader of Gemma Scope weights: one ``params.npz`` with a JumpReLU SAE or transcoder."""
 
 from __future__ import annotations
 
 import math
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 from saestore.errors import InputError, MissingError
 from saestore.saes.config import SAEConfig
-from saestore.saes.files import Factors, FileWeights
+from saestore.saes.files import Factors, FileWeights, matrix_shape
 from saestore.saes.stored import read_npz_members
 
 FILE_NAME = "params.npz"
@@ -17,8 +18,20 @@ _HOOKS = {
     "res": "blocks.{layer}.hook_resid_post",
     "mlp": "blocks.{layer}.hook_mlp_out",
     "att": "blocks.{layer}.attn.hook_z",
+    "transcoders": "blocks.{layer}.ln2.hook_normalized",
 }
+_TRANSCODER_OUTPUT = "blocks.{layer}.hook_mlp_out"
 _WIDTH = re.compile(r"width_(\d+)(k|m)(?![a-z0-9])")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where weights belong, as far as the names of their folders say."""
+
+    model_name: str | None = None
+    hook_name: str | None = None
+    hook_name_out: str | None = None
+    is_transcoder: bool = False
 
 
 def open_gemma_scope(
@@ -32,7 +45,8 @@ def open_gemma_scope(
     """Open a Gemma Scope ``params.npz``, or the folder that holds it.
 
     Shapes come from the file. Model, site and layer come from the names of the folders above it
-    (``gemma-scope-9b-pt-res/layer_34/width_16k/average_l0_114``), where they are kept; otherwise give them.
+    (``gemma-scope-9b-pt-res/layer_34/width_16k/average_l0_114``), where they are kept; otherwise give them. A folder
+    ``gemma-scope-2b-pt-transcoders`` says that the file is a transcoder: the numbers alone do not.
 
     Parameters
     ----------
@@ -56,18 +70,18 @@ def open_gemma_scope(
     Notes
     -----
     ``apply_b_dec_to_input`` is False and nothing is normalised. SAEs of the embedding are stored for inputs scaled by
-    sqrt(d_in); SAELens' loader divides ``W_enc`` and multiplies ``W_dec`` by it, and so does this one.
+    sqrt(d_in); SAELens' loader divides ``W_enc`` and multiplies ``W_dec`` by it, and so does this one. Transcoders
+    read the normalised input of an MLP and predict its output.
 
     References
     ----------
-    Lieberum et al. 2024, Gemma Scope; ``gemma_2_sae_huggingface_loader`` of SAELens 6.54.
+    Lieberum et al. 2024, Gemma Scope; ``gemma_2_sae_huggingface_loader`` and
+    ``gemma_2_transcoder_huggingface_loader`` of SAELens 6.54.
     """
     file = path / FILE_NAME if path.is_dir() else path
     if not file.is_file():
         raise MissingError(f"{file} does not exist; expected a Gemma Scope {FILE_NAME}")
     names = f"{repo_id or ''}/{file.absolute().as_posix()}"
-    if "transcoder" in names:
-        raise InputError(f"{file} is a transcoder by its folder name; transcoders are not supported, give an SAE")
     arrays = {
         "W_" + name[2:] if name.startswith("w_") else name: array
         for name, array in read_npz_members(file, cache=cache).items()
@@ -84,20 +98,22 @@ def open_gemma_scope(
         raise InputError(
             f"{file} has a scaling_factor other than 1, which SAELens 6 does not apply; multiply it into W_dec"
         )
-    if len(arrays["W_enc"].logical_shape) != 2:
-        raise InputError(f"W_enc in {file} has shape {arrays['W_enc'].logical_shape}; expected (d_in, d_sae)")
-    d_in, d_sae = arrays["W_enc"].logical_shape
-    _check_width(names, d_sae, file)
-    model, hook = _model_and_hook(names)
+    d_in, d_sae = matrix_shape("W_enc", arrays["W_enc"], "(d_in, d_sae)")
+    _, d_out = matrix_shape("W_dec", arrays["W_dec"], "(d_sae, d_out)")
+    check_width(names, d_sae, file)
+    place = _place(names)
+    hook = hook_name or place.hook_name
     config = SAEConfig(
-        architecture="jumprelu",
+        architecture="jumprelu_transcoder" if place.is_transcoder else "jumprelu",
         d_in=d_in,
         d_sae=d_sae,
+        d_out=d_out if place.is_transcoder else d_in,
         apply_b_dec_to_input=False,
         dtype=arrays["W_enc"].dtype_name,
-        hook_name=hook_name or hook,
-        reshape_activations="hook_z" if (hook_name or hook or "").endswith("hook_z") else "none",
-        model_name=model_name or model,
+        hook_name=hook,
+        hook_name_out=place.hook_name_out,
+        reshape_activations="hook_z" if hook and hook.endswith("hook_z") else "none",
+        model_name=model_name or place.model_name,
         prepend_bos=True,
         context_size=1024,
         source=str(file),
@@ -106,7 +122,7 @@ def open_gemma_scope(
     return FileWeights(config, arrays, factors=Factors(W_enc=1 / root, W_dec=root))
 
 
-def _check_width(names: str, d_sae: int, file: Path) -> None:
+def check_width(names: str, d_sae: int, file: Path) -> None:
     """Refuse a file whose folder is named for another width (16k is 16,384, 1m is 1,048,576)."""
     found = _WIDTH.findall(names)
     if found:
@@ -119,14 +135,18 @@ def _check_width(names: str, d_sae: int, file: Path) -> None:
             )
 
 
-def _model_and_hook(names: str) -> tuple[str | None, str | None]:
-    """Derive the model and the SAELens hook name from repository and folder names, None where they say nothing."""
-    found = re.search(r"gemma-scope-(2b|9b|27b)-(pt|it)-(res|mlp|att)", names)
-    layers = re.findall(r"layer_(\d+)", names)
+def _place(names: str) -> Place:
+    """Derive from repository and folder names where the weights belong."""
+    found = re.search(r"gemma-scope-(2b|9b|27b)-(pt|it)-(res|mlp|att|transcoders)", names)
     if found is None:
-        return None, None
+        return Place()
     size, tuning, site = found.groups()
     model = f"gemma-2-{size}" + ("-it" if tuning == "it" else "")
     if "embedding" in names.split("/"):
-        return model, "hook_embed"
-    return model, _HOOKS[site].format(layer=layers[-1]) if layers else None
+        return Place(model, "hook_embed")
+    layers = re.findall(r"layer_(\d+)", names)
+    hook, hook_out = (
+        pattern.format(layer=layers[-1]) if layers else None for pattern in (_HOOKS[site], _TRANSCODER_OUTPUT)
+    )
+    is_transcoder = site == "transcoders"
+    return Place(model, hook, hook_out if is_transcoder else None, is_transcoder)

@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 from saestore.activations import to_float32
 from saestore.errors import ConflictError, MissingError
 from saestore.layout import sae_path
+from saestore.mirror import is_far, mirrored, weights_cache
 from saestore.progress import Progress
 from saestore.rows import ArraySpec, Grid, RowGroup
 from saestore.saes.config import SAEConfig
-from saestore.saes.weights import FloatArray, MatrixName, SAEWeights, matrix_widths, other_shapes, unit_vectors
+from saestore.saes.weights import FloatArray, MatrixName, SAEWeights, matrix_widths, other_axes, unit_vectors
 from saestore.storage import Storage
 
 _SHARD_BYTES = 64 << 20
@@ -53,7 +54,7 @@ class LakeWeights:
     def vector(self, name: str) -> FloatArray:
         """Return a parameter that is no matrix of units, or `decoder_norms`, float32."""
         if name in self._group.attributes["whole"]:
-            return self._group.whole(name)
+            return np.array(self._group.whole(name))  # the caller's to keep and to change, as a tile is
         return self._group.read(name)
 
     def content_hash(self) -> str:
@@ -74,6 +75,9 @@ class LakeWeights:
 def open_lake_sae(storage: Storage, name: str) -> LakeWeights:
     """Open an imported SAE.
 
+    Where the lake is far, `W_enc`, which encoding reads once per block of rows, is read through copies in the cache
+    folder; see `saestore.mirror`.
+
     Raises
     ------
     MissingError
@@ -88,6 +92,9 @@ def open_lake_sae(storage: Storage, name: str) -> LakeWeights:
             f"the lake {storage.url} has no SAE {name!r}; "
             f"import it with: saestore sae import LAKE SOURCE --name '{name}'"
         ) from None
+    if is_far(storage) and "W_enc" in group.array_names:
+        folder = weights_cache(storage.url, group.path, group.attributes["run"])
+        group = RowGroup.open(mirrored(storage, folder, array=f"{group.path}/W_enc"), group.path)
     group.check_present(0, group.grid.rows)
     return LakeWeights(group)
 
@@ -135,10 +142,7 @@ def write_sae(
             *(ArraySpec(vector, "float32", codec="none") for vector in vectors),
         ],
         identity={"hash": weights.content_hash()},
-        whole={
-            name: (weights.vector(name), ("d_out", "d_in")[: len(shape)])
-            for name, shape in other_shapes(config).items()
-        },
+        whole={name: (weights.vector(name), tuple(axes)) for name, axes in other_axes(config).items()},
         attributes={"config": dataclasses.asdict(config), "provenance": dict(provenance or {})},
     )
     _check_place(name, SAEConfig.from_dict(group.attributes["config"]), config)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import hashlib
@@ -12,9 +13,25 @@ from pathlib import Path
 
 from saestore.cache import cache_folder
 from saestore.errors import DependencyError, MissingError
+from saestore.saes import dictionary_learning, gemma_scope, gemma_scope_2, llama_scope, sparsify
 from saestore.saes.files import FileWeights
-from saestore.saes.gemma_scope import open_gemma_scope
-from saestore.saes.saelens import CONFIG_NAME, WEIGHTS_NAME, is_unfolded, open_saelens, read_json
+from saestore.saes.layouts import open_path
+from saestore.saes.saelens import CONFIG_NAME, WEIGHTS_NAME, is_unfolded, read_json
+
+# The files that our readers need, by SAELens' name of the layout, relative to the folder that the registry names;
+# an empty name is what it names itself.
+_FILES: dict[str, tuple[str, ...]] = {
+    "sae_lens": (CONFIG_NAME, WEIGHTS_NAME),
+    "gemma_2": (gemma_scope.FILE_NAME,),
+    "gemma_2_transcoder": (gemma_scope.FILE_NAME,),
+    "gemma_3": (gemma_scope_2.FILE_NAME,),
+    "llama_scope": (llama_scope.CONFIG_NAME, llama_scope.WEIGHTS_NAME),
+    "dictionary_learning_1": (dictionary_learning.CONFIG_NAME, dictionary_learning.WEIGHTS_NAME),
+    "qwen_scope": ("",),
+    "sparsify": (sparsify.CONFIG_NAME, sparsify.WEIGHTS_NAME),
+}
+# Files that say more where they exist.
+_OPTIONAL_FILES = {"gemma_3": gemma_scope_2.CONFIG_NAME}
 
 
 def from_registry(
@@ -28,15 +45,15 @@ def from_registry(
 ) -> FileWeights:
     """Download a pretrained SAE of SAELens' registry (or take it from the hub's cache) and open it.
 
-    SAELens' own layout and Gemma Scope's are read where the hub's client put them. Every other layout is loaded by
-    SAELens, whole, once, and kept in SAELens' layout in the cache folder.
+    Layouts that have a reader here are read where the hub's client put them. Every other layout is loaded by SAELens,
+    whole, once, and kept in SAELens' layout in the cache folder.
 
     Parameters
     ----------
     release, sae_id : str
         As in ``SAE.from_pretrained``, e.g. ``gemma-scope-9b-pt-res-canonical`` and ``layer_34/width_16k/canonical``.
     hook_name, model_name, norm_scaling_factor
-        As in `open_saelens`; the registry's scaling factor is used where it has one.
+        As in `saestore.saes.open_sae`; the registry's scaling factor is used where it has one.
     cache : Path, optional
         Folder for converted weights, `cache_folder` by default.
 
@@ -67,11 +84,8 @@ def from_registry(
     repo_id, folder = directory.get_repo_id_and_folder_name(release, sae_id)
     layout = (entry.conversion_func if entry is not None else None) or "sae_lens"
     try:
-        if layout == "gemma_2":
-            path = _download(repo_id, f"{folder}/params.npz")
-        elif layout == "sae_lens" and not (entry is not None and entry.config_overrides):
-            path = _download(repo_id, f"{folder}/{CONFIG_NAME}").parent
-            _download(repo_id, f"{folder}/{WEIGHTS_NAME}")
+        if layout in _FILES and not (entry is not None and entry.config_overrides):
+            path = _downloaded(repo_id, folder, layout)
         else:
             path = _converted(release, sae_id, cache or cache_folder())
     except Exception as error:  # the hub's client, its HTTP library and SAELens each raise errors of their own
@@ -80,14 +94,18 @@ def from_registry(
             f"{release}:{sae_id} ({repo_id}/{folder}) is not in the hub's cache and cannot be downloaded "
             f"({reason[:160]}); connect, set HF_HOME to a folder that has it, or give a local folder"
         ) from error
-    if layout == "gemma_2":
-        weights = open_gemma_scope(path, hook_name=hook_name, model_name=model_name, repo_id=repo_id, cache=cache)
-    else:
-        if norm_scaling_factor is None and is_unfolded(read_json(path / CONFIG_NAME)):
-            norm_scaling_factor = directory.get_norm_scaling_factor(release, sae_id)
-        weights = open_saelens(
-            path, hook_name=hook_name, model_name=model_name, norm_scaling_factor=norm_scaling_factor
-        )
+    config = path / CONFIG_NAME
+    is_scaled = layout == "llama_scope" or (config.is_file() and is_unfolded(read_json(config)))
+    if norm_scaling_factor is None and is_scaled:
+        norm_scaling_factor = directory.get_norm_scaling_factor(release, sae_id)
+    weights = open_path(
+        path,
+        hook_name=hook_name,
+        model_name=model_name,
+        norm_scaling_factor=norm_scaling_factor,
+        repo_id=repo_id,
+        cache=cache,
+    )
     neuronpedia_id = entry.neuronpedia_id.get(sae_id) if entry is not None else None
     weights.config = dataclasses.replace(
         weights.config,
@@ -97,6 +115,17 @@ def from_registry(
         source=f"{release}:{sae_id}",
     )
     return weights
+
+
+def _downloaded(repo_id: str, folder: str, layout: str) -> Path:
+    """Download the files of a layout that has a reader here; return the file or folder to open."""
+    from huggingface_hub.errors import EntryNotFoundError
+
+    if layout in _OPTIONAL_FILES:
+        with contextlib.suppress(EntryNotFoundError):
+            _download(repo_id, f"{folder}/{_OPTIONAL_FILES[layout]}")
+    paths = [_download(repo_id, f"{folder}/{name}".rstrip("/")) for name in _FILES[layout]]
+    return paths[0] if len(paths) == 1 else paths[0].parent
 
 
 def _download(repo_id: str, filename: str) -> Path:

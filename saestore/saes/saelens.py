@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from saestore.errors import InputError, MissingError
-from saestore.saes.config import TOPK, TRANSCODERS, SAEConfig
+from saestore.saes.config import DENSE, TOPK, TRANSCODERS, SAEConfig
+from saestore.saes.dense import RESCALED, fold_scaling, saelens_config
 from saestore.saes.files import Factors, FileWeights
 from saestore.saes.stored import read_safetensors_header
 
@@ -42,7 +43,9 @@ def open_saelens(
     hook_name, model_name : str, optional
         Replace what the configuration says.
     norm_scaling_factor : float, optional
-        Folds an unfolded ``expected_average_only_in`` normalisation while reading.
+        Folds an unfolded ``expected_average_only_in`` normalisation while reading, as SAELens'
+        ``fold_activation_norm_scaling_factor`` does: of a transcoder, too, it divides ``W_dec`` and ``b_dec``, though
+        they give activations of another hook point, and leaves ``W_skip``.
 
     Raises
     ------
@@ -66,17 +69,29 @@ def open_saelens(
             )
         if not norm_scaling_factor > 0:
             raise InputError(f"norm_scaling_factor={norm_scaling_factor} is not usable; expected a number above 0")
-        raw = {**raw, "normalize_activations": "none"}
-    stored_dtype = arrays["W_enc"].dtype_name if "W_enc" in arrays else str(raw.get("dtype", "float32"))
+        raw = {**fold_scaling(raw, norm_scaling_factor, str(folder)), "normalize_activations": "none"}
+    matrix = arrays.get("W_enc", arrays.get("W_dec"))
+    stored_dtype = str(raw.get("dtype", "float32")) if matrix is None else matrix.dtype_name
     config = config_from_saelens(raw, dtype=stored_dtype, source=str(folder))
     config = dataclasses.replace(
         config, hook_name=hook_name or config.hook_name, model_name=model_name or config.model_name
     )
-    return FileWeights(config, arrays, factors=Factors.of_norm_scaling(norm_scaling_factor))
+    factors = Factors.of_norm_scaling(norm_scaling_factor)
+    if config.architecture == "matching_pursuit":
+        factors = Factors(b_dec=factors.b_dec)  # one matrix encodes and decodes: multiplied, then divided
+    return FileWeights(config, arrays, factors=factors)
 
 
 def config_from_saelens(raw: dict[str, Any], *, dtype: str, source: str) -> SAEConfig:
     """Translate the content of a ``cfg.json``, of SAELens 6 or older.
+
+    What is not set there has SAELens' default, where SAELens has one that cannot be wrong: the architecture, the K of a
+    topk SAE and the d_out of a transcoder must be set.
+
+    Raises
+    ------
+    InputError
+        If a field that the codes depend on is missing, or has a value that is not known.
 
     References
     ----------
@@ -86,7 +101,11 @@ def config_from_saelens(raw: dict[str, Any], *, dtype: str, source: str) -> SAEC
     major = str(raw.get("sae_lens_version") or metadata.get("sae_lens_version") or "0").split(".")[0]
     if not major.isdigit() or int(major) < 6:
         metadata = raw = _modern(raw, source)
-    architecture = raw.get("architecture", "standard")
+    if "architecture" not in raw:
+        raise InputError(f"the configuration of the SAE in {source} names no architecture; add it, e.g. jumprelu")
+    architecture = raw["architecture"]
+    normalization = raw.get("normalize_activations", "none")
+    own = saelens_config(raw, source) if architecture in DENSE else None
     return SAEConfig.from_dict(
         {
             "architecture": architecture,
@@ -94,13 +113,14 @@ def config_from_saelens(raw: dict[str, Any], *, dtype: str, source: str) -> SAEC
             "d_out": raw.get("d_out", 0) if architecture in TRANSCODERS else 0,
             "k": raw.get("k") if architecture in TOPK else None,
             "apply_b_dec_to_input": bool(raw.get("apply_b_dec_to_input", architecture not in TRANSCODERS)),
-            "normalization": raw.get("normalize_activations") or "none",
+            "normalization": "none" if (architecture, normalization) == ("temporal", RESCALED) else normalization,
             "rescale_acts_by_decoder_norm": architecture in TOPK
             and bool(raw.get("rescale_acts_by_decoder_norm", False)),
             "dtype": dtype,
             "reshape_activations": raw.get("reshape_activations") or "none",
             **{name: metadata.get(name) for name in _METADATA},
             "source": source,
+            "saelens_config": own,
         }
     )
 
@@ -121,8 +141,11 @@ def _modern(raw: dict[str, Any], source: str) -> dict[str, Any]:
     if activation == "topk" or raw.get("architecture") == "topk":
         raw["architecture"] = "topk"
         raw["k"] = arguments.get("k", raw.get("k"))
-    if isinstance(raw.get("normalize_activations"), bool):
-        raw["normalize_activations"] = "expected_average_only_in" if raw["normalize_activations"] else "none"
+    raw.setdefault("architecture", "standard")
+    if raw.get("normalize_activations") in (None, False):
+        raw["normalize_activations"] = "none"
+    if raw["normalize_activations"] is True:
+        raw["normalize_activations"] = "expected_average_only_in"
     if "reshape_activations" not in raw:
         raw["reshape_activations"] = "hook_z" if "hook_z" in (raw.get("hook_name") or "") else "none"
     return raw

@@ -33,6 +33,8 @@ _TORCH_DTYPES = {
     "torch.float32": "<f4",
     "torch.float16": "<f2",
     "torch.bfloat16": "bfloat16",
+    "torch.int32": "<i4",
+    "torch.int64": "<i8",
 }
 
 
@@ -64,6 +66,11 @@ class StoredArray:
     def dtype_name(self) -> str:
         """The dtype in SAELens' words, e.g. ``float32``."""
         return self.dtype if self.dtype == "bfloat16" else np.dtype(self.dtype).name
+
+    @property
+    def is_float(self) -> bool:
+        """Whether its elements are floats, as those of weights must be; counters in checkpoints are not."""
+        return self.dtype == "bfloat16" or np.dtype(self.dtype).kind == "f"
 
     @property
     def itemsize(self) -> int:

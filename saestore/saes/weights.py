@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from saestore.errors import InputError, IntegrityError
-from saestore.saes.config import SAEConfig
+from saestore.saes.config import DENSE, SAEConfig
 
 if TYPE_CHECKING:
     from saestore.kernels.encode import UnitRule
@@ -30,6 +30,8 @@ UNIT_VECTORS: dict[str, tuple[str, ...]] = {
     "skip_transcoder": ("b_enc",),
     "jumprelu_transcoder": ("b_enc", "threshold"),
     "jumprelu_skip_transcoder": ("b_enc", "threshold"),
+    "topk_transcoder": ("b_enc",),
+    "topk_skip_transcoder": ("b_enc",),
     "matching_pursuit": (),
     "temporal": (),
 }
@@ -39,11 +41,15 @@ UNIT_VECTORS: dict[str, tuple[str, ...]] = {
 TILE_BYTES = 32 * 2**20
 
 
+def saelens_options(config: SAEConfig) -> dict[str, Any]:
+    """Return SAELens' own configuration of an architecture in `DENSE`; empty for the others."""
+    options: dict[str, Any] = json.loads(config.saelens_config or "{}")
+    return options
+
+
 def matrix_widths(config: SAEConfig) -> dict[MatrixName, int]:
     """Return the matrices with one row per unit, and their widths."""
-    if config.architecture == "matching_pursuit" or (
-        config.saelens_config is not None and json.loads(config.saelens_config).get("tied_weights", False)
-    ):
+    if config.architecture == "matching_pursuit" or saelens_options(config).get("tied_weights"):
         return {"W_dec": config.d_out}  # W_enc is its transpose
     return {"W_enc": config.d_in, "W_dec": config.d_out}
 
@@ -53,12 +59,35 @@ def unit_vectors(config: SAEConfig) -> tuple[str, ...]:
     return UNIT_VECTORS[config.architecture]
 
 
-def other_shapes(config: SAEConfig) -> dict[str, tuple[int, ...]]:
-    """Return the parameters that are not by unit, and their shapes: ``b_dec`` (d_out,), ``W_skip`` (d_out, d_in)."""
-    shapes: dict[str, tuple[int, ...]] = {"b_dec": (config.d_out,)}
+def other_axes(config: SAEConfig) -> dict[str, dict[str, int]]:
+    """Return the parameters that are not by unit, each with the names and lengths of its axes.
+
+    These are ``b_dec`` (d_out), of a skip transcoder ``W_skip`` (d_out, d_in), and of a temporal SAE the weights and
+    biases of its attention layers: those of keys and queries give d_sae / bottleneck_factor numbers, those of values
+    and of the projection d_sae.
+
+    References
+    ----------
+    SAELens 6.54, ``ManualAttention`` in ``sae_lens/saes/temporal_sae.py``.
+    """
+    axes = {"b_dec": {"d_out": config.d_out}}
     if config.has_skip:
-        shapes["W_skip"] = (config.d_out, config.d_in)
-    return shapes
+        axes["W_skip"] = {"d_out": config.d_out, "d_in": config.d_in}
+    if config.architecture == "temporal":
+        options = saelens_options(config)
+        units, key = {"unit": config.d_sae}, {"key": config.d_sae // options["bottleneck_factor"]}
+        value = {"value": config.d_sae}
+        maps = {"k_ctx": (key, units), "q_target": (key, units), "v_ctx": (value, units), "c_proj": (units, value)}
+        for layer in range(options["n_attn_layers"]):
+            for name, (given, taken) in maps.items():
+                axes[f"attn_layers.{layer}.{name}.weight"] = {**given, **taken}
+                axes[f"attn_layers.{layer}.{name}.bias"] = given
+    return axes
+
+
+def other_shapes(config: SAEConfig) -> dict[str, tuple[int, ...]]:
+    """Return the parameters that are not by unit, and their shapes; see `other_axes`."""
+    return {name: tuple(axes.values()) for name, axes in other_axes(config).items()}
 
 
 class SAEWeights(Protocol):
@@ -149,7 +178,7 @@ def hash_weights(weights: SAEWeights) -> str:
 
 
 def unit_rule(weights: SAEWeights) -> UnitRule:
-    """Return how the product ``p = x_in @ W_enc[u]`` becomes the code of unit u, for any known architecture.
+    """Return how the product ``p = x_in @ W_enc[u]`` becomes the code of unit u, for any architecture not in `DENSE`.
 
     With ``v = p * scale + bias`` the unit is active iff ``v > max(threshold, 0)`` and, where there is a cut,
     ``p > cut``; a topk SAE then keeps its K largest active units. A signed rule (abstopk) has every unit active whose
@@ -167,6 +196,7 @@ def unit_rule(weights: SAEWeights) -> UnitRule:
     from saestore.kernels.encode import UnitRule  # the kernels import torch and numba
 
     config = weights.config
+    assert config.architecture not in DENSE, "the units of such an SAE depend on each other"
     if config.architecture == "gated":
         return UnitRule(
             scale=np.exp(weights.vector("r_mag")), bias=weights.vector("b_mag"), cut=-weights.vector("b_gate")

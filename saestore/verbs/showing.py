@@ -176,14 +176,14 @@ def _shown_units(found: Sequence[Codes], units: Sequence[int], top: int) -> list
     shown = []
     for column, unit in enumerate(units):
         best = [
-            (-float(value), place, int(row))
+            (-abs(float(value)), place, int(row), float(value))
             for place, tops in enumerate(per_dataset)
             for row, value in zip(tops[column].rows, tops[column].values, strict=True)
         ]
         best = sorted(best)[:top]
         examples = []
-        for value, place, row in best:
-            examples.append(Example(_places(found[place], np.array([row]))[0], -value))
+        for _, place, row, value in best:
+            examples.append(Example(_places(found[place], np.array([row]))[0], value))
         active = sum(tops[column].active_rows for tops in per_dataset)
         shown.append(ShownUnit(int(unit), active, total, tuple(examples)))
     return shown
@@ -199,13 +199,13 @@ def _pick(found: Sequence[Codes]) -> tuple[list[int], str]:
     d_sae = found[0].d_sae
     count = np.zeros(d_sae, dtype=np.int64)
     largest = np.zeros(d_sae, dtype=np.float32)
-    home = np.zeros(d_sae, dtype=np.int64)  # the dataset of the largest value
+    home = np.zeros(d_sae, dtype=np.int64)  # the dataset of the largest magnitude
     for place, codes in enumerate(found):
         for block in codes.scan():
             units, values = _active(codes, block)
             count += np.bincount(units, minlength=d_sae)
             strongest = np.zeros(d_sae, dtype=np.float32)
-            np.maximum.at(strongest, units, values)
+            np.maximum.at(strongest, units, np.abs(values))
             stronger = strongest > largest
             largest[stronger], home[stronger] = strongest[stronger], place
     total = sum(_countable(codes) for codes in found)

@@ -21,7 +21,7 @@ class Record:
     """One measured number.
 
     ratio : value over the number it is held against; None where it is not compared
-    goal : what the ratio (or, without one, the value) should reach, written as `>= 0.80` or `<= 100`
+    goal : what the ratio (or, without one, the value) should reach, written as `>= 0.80`, `<= 100` or `0.8 to 1.2`
     met : whether it does; None without a goal
     """
 
@@ -39,12 +39,16 @@ class Record:
     ) -> Record:
         """Make a record, deciding whether its goal is met."""
         ratio = None if other is None else value / other
-        met = None
-        if goal:
-            sign, bound = goal.split()
-            held = value if ratio is None else ratio
-            met = held >= float(bound) if sign == ">=" else held <= float(bound)
+        met = _meets(goal, value if ratio is None else ratio) if goal else None
         return cls(what, value, unit, versus, ratio, goal, met)
+
+
+def _meets(goal: str, held: float) -> bool:
+    if " to " in goal:
+        low, high = goal.split(" to ")
+        return float(low) <= held <= float(high)
+    sign, bound = goal.split()
+    return held >= float(bound) if sign == ">=" else held <= float(bound)
 
 
 def child(script: str, task: str, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -66,20 +70,32 @@ def main(
     tasks: dict[str, Callable[..., dict[str, Any]]],
 ) -> None:
     """Parse the arguments that every benchmark takes, measure, print the table."""
+    given = arguments(description).parse_args()
+    run(given, lambda: measure(given.quick), tasks)
+
+
+def arguments(description: str) -> argparse.ArgumentParser:
+    """Return a parser of the arguments that every benchmark takes, to which one may add its own."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--quick", action="store_true", help="under 60 seconds, smaller sizes, goals not binding")
     parser.add_argument("--json", metavar="FILE", help="also write the records as a JSON list")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     parser.add_argument("--arguments", help=argparse.SUPPRESS)
     parser.add_argument("--out", help=argparse.SUPPRESS)
-    given = parser.parse_args()
+    return parser
+
+
+def run(
+    given: argparse.Namespace, measure: Callable[[], list[Record]], tasks: dict[str, Callable[..., dict[str, Any]]]
+) -> None:
+    """Do the one task that a child was started for; else measure, print the table, and write it if so asked."""
     if given.child:
         result = tasks[given.child](**json.loads(given.arguments))
         scale = 1 if platform.system() == "Darwin" else 1024
         result["peak_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
         Path(given.out).write_text(json.dumps(result))
         return
-    records = measure(given.quick)
+    records = measure()
     print_table(records)
     if given.json:
         Path(given.json).write_text(json.dumps([asdict(record) for record in records], indent=1))

@@ -25,6 +25,7 @@ from saestore.errors import (  # noqa: E402
     QualityError,
 )
 from saestore.lake import Lake  # noqa: E402
+from saestore.layout import ActivationsKey  # noqa: E402
 from saestore.saes import open_sae  # noqa: E402
 from saestore.saes.lake import write_sae  # noqa: E402
 from tests.small_lake import HOOK, add_activations, mirror_sae, random_sae  # noqa: E402
@@ -53,12 +54,50 @@ def top_k(dense: np.ndarray, k: int, dtype: Any = np.float16) -> tuple[np.ndarra
     return indices, values
 
 
+class Readable:
+    """Stands for weights whose reading is timed."""
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+
+    def content_hash(self) -> str:
+        return "of no weights"
+
+    def rows(self, name: str, units: slice) -> np.ndarray:
+        return np.empty((units.stop - units.start, self.config.d_out), np.float32)
+
+
+def planned(config: Any, *, k: int | None, rows: int, budget: int = 2 << 30, held: bool = True) -> Any:
+    """The plan of a pass of one SAE."""
+    part = encode_plan.Part(
+        sae="s",
+        config=config,
+        grid=encode_plan.plan_grid(rows, k or 1, config, 2),
+        rows=rows,
+        k=k,
+        value_bytes=2,
+        state_bytes=0,
+        checked=0 if k is None else 256,
+        is_new=True,
+    )
+    return encode_plan.plan_encode(
+        ActivationsKey("d", "m", "layer_3", "token"),
+        [part],
+        encode_plan.Resources("cpu", "fp32", 0, budget, None),
+        held_bytes=part.matrix_bytes if held else None,
+        row_bytes=2 * config.d_in,
+        sample=Readable(config),
+    )
+
+
 def dense_of(lake: Lake, dataset: str = "d", **where: Any) -> np.ndarray:
     return lake.codes(dataset, **where).dense()
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    """All files of a lake but the records of runs, which know when they were."""
+    found = [path for path in folder.rglob("*") if path.is_file() and "runs" not in path.relative_to(folder).parts]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in found}
 
 
 class TestAgainstSAELens:
@@ -172,13 +211,16 @@ def test_blocks_and_streaming_do_not_change_a_byte(
     made = []
     monkeypatch.setattr(encoder, "STREAM_BYTES", 1500 * 32 * 4)
     plan_encode = encode_plan.plan_encode
+
+    def refuse_to_hold(*arguments: Any, **options: Any) -> Any:
+        if options["held_bytes"] is not None:
+            raise BudgetError("too large to hold")
+        return plan_encode(*arguments, **options)
+
     # Blocks that end with one, two or three rows are multiplied by other instructions.
     for block, hold in ((4096, True), (333, True), (4094, True), (4096, False)):
         monkeypatch.setattr(encode_plan, "_BLOCK_ROWS", block)
-        monkeypatch.setattr(
-            "saestore.encoding.job.plan_encode",
-            lambda *a, _hold=hold, **options: plan_encode(*a, **{**options, "hold": _hold}),
-        )
+        monkeypatch.setattr("saestore.encoding.groups.plan_encode", plan_encode if hold else refuse_to_hold)
         lake = Lake.create(tmp_path / f"{block}-{hold}")
         write_sae(lake.storage, "s", sae, quiet=True)
         add_activations(lake, "d", rows)
@@ -227,7 +269,7 @@ def test_several_saes_and_datasets_load_each_sae_once(
     monkeypatch.setattr(encoder.Encoder, "__init__", counted)
     results = encode(lake, ["s0", "s1"], force=True, quiet=True)
     assert loaded == ["s0", "s1"]
-    assert [(r.key.sae, r.key.dataset, r.encoded_rows) for r in results] == [
+    assert [(r.sae, r.dataset, r.encoded_rows) for r in results] == [
         (sae, name, n) for sae in ("s0", "s1") for name, n in (("a", 300), ("b", 40), ("c", 260))
     ]
     whole = dense_of(lake, "a", sae="s1")
@@ -348,17 +390,20 @@ class TestWrongInput:
         write_sae(lake.storage, "s", mirror_sae(D_IN))
         add_activations(lake, "a", x)
         add_activations(lake, "b", x, layer="layer_4", hook="blocks.4.hook_resid_post")
-        with pytest.raises(MissingError, match="dataset 'b'"):
-            encode(lake, "s", datasets=["a", "b"], quiet=True)
-        with pytest.raises(MissingError, match="no dataset 'c'"):
-            encode(lake, "s", datasets=["a", "c"], quiet=True)
-        with pytest.raises(MissingError, match="layer 'layer_9'"):
-            encode(lake, "s", layers=[3, 9], quiet=True)
-        with pytest.raises(MissingError, match="sample type 'mean'"):
-            encode(lake, "s", sample_type=["token", "mean"], quiet=True)
+        asked: list[tuple[dict[str, Any], str]] = [
+            ({"datasets": ["a", "b"]}, "dataset 'b'"),
+            ({"datasets": ["a", "c"]}, "no dataset 'c'"),
+            ({"layers": [3, 9]}, "layer 'layer_9'"),
+            ({"sample_type": ["token", "mean"]}, "sample type 'mean'"),
+        ]
+        for options, reason in asked:
+            done, left_out = encode(lake, "s", quiet=True, **options)
+            assert (done.state, done.dataset, left_out.state) == ("done", "a", "left out")
+            assert reason in left_out.reason
+        with pytest.raises(MissingError, match="no stored activations fit SAE s"):
+            encode(lake, "s", datasets=["b"], quiet=True)
         with pytest.raises(MissingError, match="no SAE 't'"):
             encode(lake, "t", quiet=True)
-        assert list(lake.code_keys()) == []
 
     @pytest.mark.parametrize("value", [np.nan, np.inf])
     def test_rows_that_are_not_finite(self, lake: Lake, x: np.ndarray, value: float) -> None:
@@ -417,29 +462,34 @@ class TestPlan:
         result = encode(lake, "s", k=4, dry_run=True, quiet=True, say=lines.append)[0]
         assert files(tmp_path) == before
         assert result.plan is not None
-        assert (result.encoded_rows, result.plan.rows, result.plan.write_bytes) == (0, 300, 300 * (4 * 4 + 4))
+        assert (result.encoded_rows, result.plan.rows) == (0, 300)
         assert len(lines) == 1
-        assert "300 rows to encode, k 4" in lines[0]
+        assert "300 rows to encode with s (k 4)" in lines[0]
         assert "weights in memory" in lines[0]
         encode(lake, "s", dry_run=True, quiet=True, say=lines.append)
         assert "count the active units" in lines[1]
         assert files(tmp_path) == before
 
+    @pytest.mark.parametrize("dtype", ["float16", "float32"])
+    def test_planned_bytes_are_those_that_are_written(self, lake: Lake, dtype: str) -> None:
+        rows = np.random.default_rng(1).normal(size=(20_000, 32)).astype(np.float32)
+        write_sae(lake.storage, "s", random_sae("topk", d_in=32, d_sae=4096, k=32))
+        add_activations(lake, "d", rows)
+        plan = encode(lake, "s", dtype=dtype, force=True, quiet=True)[0].plan
+        assert plan is not None
+        written = next(group.stored_bytes for group in lake.status() if group.kind == "codes")
+        assert 0.8 < plan.write_bytes / written < 1.25
+
     def test_a_wide_sae_without_k_is_planned_by_what_the_first_pass_needs(self) -> None:
-        from saestore.layout import CodesKey
         from saestore.saes.config import SAEConfig
 
         config = SAEConfig(architecture="jumprelu", d_in=64, d_sae=131_072)
-        options: dict[str, Any] = {"rows": 10**6, "value_bytes": 2, "device": "cpu", "baseline": 0, "budget": 2 << 30}
-        key = CodesKey("d", "m", "layer_3", "s", "token")
-        grid = encode_plan.plan_grid(10**6, 1, config, 2)
-        plan = encode_plan.plan_encode(key, config, grid, k=None, **options)
-        assert plan.peak_bytes < 1 << 30
+        assert planned(config, k=None, rows=10**6).peak_bytes < 1 << 30
         for k in (1, 64, 3000):
             grid = encode_plan.plan_grid(10**6, k, config, 2)
             assert grid.shard_rows % grid.chunk_rows == 0
             assert grid.shard_rows * k * 4 <= 128 << 20
-            assert encode_plan.plan_encode(key, config, grid, k=k, **options).peak_bytes < 2 << 30
+            assert planned(config, k=k, rows=10**6).peak_bytes < 2 << 30
 
     def test_held_for_all_datasets_or_for_none(
         self, lake: Lake, x: np.ndarray, monkeypatch: pytest.MonkeyPatch
@@ -451,9 +501,11 @@ class TestPlan:
         real = encode_plan.plan_encode
 
         def tight(key: Any, *arguments: Any, **options: Any) -> Any:
-            return real(key, *arguments, **{**options, "hold": options["hold"] and key.dataset == "small"})
+            if options["held_bytes"] is not None and key.dataset == "large":
+                raise BudgetError("too large to hold")
+            return real(key, *arguments, **options)
 
-        monkeypatch.setattr("saestore.encoding.job.plan_encode", tight)
+        monkeypatch.setattr("saestore.encoding.groups.plan_encode", tight)
         results = encode(lake, "s", k=4, force=True, quiet=True)
         assert [result.plan is not None and result.plan.held for result in results] == [False, False]
 

@@ -63,10 +63,10 @@ def save_chunks(folder: Path, codes: dict[str, Any], edges: list[int], n_feature
 
 
 def in_slot_order(dense: np.ndarray[Any, Any], k: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """Brute force: the non-zero entries of each row by (value descending, unit ascending), then empty slots."""
+    """Brute force: the non-zero entries of each row by (magnitude descending, unit ascending), then empty slots."""
     indices, values = np.zeros((len(dense), k), np.uint32), np.zeros((len(dense), k), dense.dtype)
     for row, entries in enumerate(dense):
-        units = sorted(np.flatnonzero(entries), key=lambda unit: (-float(entries[unit]), unit))
+        units = sorted(np.flatnonzero(entries), key=lambda unit: (-abs(float(entries[unit])), unit))
         assert len(units) <= k
         indices[row, : len(units)] = units
         values[row, : len(units)] = entries[units]
@@ -168,7 +168,7 @@ def test_negative_values_are_an_error_an_empty_slot_or_a_code(tmp_path: Path) ->
         open_codes(tmp_path / "x.pt").read(0, 2)
     assert open_codes(tmp_path / "x.pt", negatives="drop").read(1, 2)[0].tolist() == [[4, 0]]
     indices, values, _ = open_codes(tmp_path / "x.pt", negatives="keep").read(1, 2)
-    assert (indices.tolist(), values.tolist()) == ([[4, 3]], [[0.5, -1.0]])
+    assert (indices.tolist(), values.tolist()) == ([[3, 4]], [[-1.0, 0.5]])
 
 
 def test_describe_is_json_and_names_the_files(tmp_path: Path) -> None:

@@ -52,6 +52,15 @@ def test_other_types_and_units_of_no_tile() -> None:
     np.testing.assert_allclose(half.numpy(), reference(indices, kept, weights, bias), rtol=1e-4, atol=1e-5)
 
 
+def test_rows_of_the_units_that_occur_are_enough() -> None:
+    indices, values, weights, bias = case()
+    units = np.unique(indices[values != 0])
+    places = np.searchsorted(units, indices)
+    block = weights[units.astype(int)]
+    got = decode_rows(places, values, [(0, block[:20]), (20, block[20:])], d_in=16, bias=bias)
+    np.testing.assert_allclose(got.numpy(), reference(indices, values, weights, bias), rtol=1e-4, atol=1e-5)
+
+
 def test_no_rows_and_wrong_width() -> None:
     indices, values, weights, _ = case()
     assert decode_rows(indices[:0], values[:0], [(0, weights)], d_in=16).shape == (0, 16)

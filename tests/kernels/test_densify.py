@@ -21,7 +21,7 @@ def stored_codes(n: int, k: int, d_sae: int, seed: int) -> tuple[np.ndarray, np.
     for i in range(n):
         m = rng.integers(0, min(k, d_sae) + 1)
         units = rng.choice(d_sae, m, replace=False)
-        numbers = -np.sort(-rng.uniform(0.1, 9, m)).astype(np.float16)
+        numbers = rng.uniform(0.1, 9, m).astype(np.float16) * rng.choice([-1, 1], m).astype(np.float16)
         indices[i, :m], values[i, :m], dense[i, units] = units, numbers, numbers
     return indices, values, dense
 

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 import pytest
@@ -13,7 +14,15 @@ import torch
 
 from saestore.errors import InputError
 from saestore.kernels import encode
-from saestore.kernels.encode import TopK, UnitRule, encode_rows, plan_tile, working_bytes
+from saestore.kernels.encode import (
+    Precision,
+    TopK,
+    UnitRule,
+    encode_rows,
+    plan_tile,
+    relative_error,
+    working_bytes,
+)
 
 
 def tiled(weights: torch.Tensor, tile: int) -> Iterator[tuple[int, torch.Tensor]]:
@@ -58,10 +67,128 @@ def test_exact_products(tile: int, topk: int | None) -> None:
     assert_same(got, brute_force(x, weights, rule, 16))
 
 
-def test_device_path_agrees() -> None:
-    x, weights, rule = exact_case()
-    got = encode._encode_device(torch.from_numpy(x), tiled(torch.from_numpy(weights), 256), rule, 16)
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_device_path_agrees(precision: Precision) -> None:
+    x, weights, rule = exact_case()  # numbers that bfloat16 holds
+    got = encode._encode_device(torch.from_numpy(x), tiled(torch.from_numpy(weights), 256), rule, 16, precision)
     assert_same(got, brute_force(x, weights, rule, 16))
+
+
+@pytest.mark.parametrize("rescaled", [False, True])
+@pytest.mark.parametrize("on_device", [False, True])
+def test_signed_selection_is_that_of_saelens(rescaled: bool, on_device: bool) -> None:
+    from sae_lens.saes.abstopk_sae import AbsTopKSAE, AbsTopKSAEConfig
+
+    sae = AbsTopKSAE(AbsTopKSAEConfig(d_in=24, d_sae=300, k=7, rescale_acts_by_decoder_norm=rescaled))
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in sae.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator))
+        x = torch.randn(90, 24, generator=generator)
+        want = sae.encode(x).numpy()
+        norms = sae.W_dec.norm(dim=1).numpy() if rescaled else np.ones(300, np.float32)
+        rule = UnitRule(scale=norms if rescaled else None, bias=sae.b_enc.numpy() * norms, topk=sae.cfg.k, signed=True)
+        run = partial(encode._encode_device, precision="fp32") if on_device else encode_rows
+        got = run(x - sae.b_dec, tiled(sae.W_enc.T, 128), rule, 16)
+    assert (want < 0).any()
+    np.testing.assert_array_equal(np.sort(got.indices, axis=1), np.nonzero(want)[1].reshape(90, 7))
+    np.testing.assert_allclose(got.values, np.take_along_axis(want, got.indices.astype(int), 1), rtol=1e-5, atol=1e-5)
+    assert (np.diff(np.abs(got.values), axis=1) <= 0).all()
+    assert (got.l0 == 7).all()
+
+
+def float_case() -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(60, 128, generator=generator), torch.randn(500, 128, generator=generator)
+
+
+def bound(x: torch.Tensor, weights: torch.Tensor, precision: Precision) -> np.ndarray:
+    """The most that each product may be off, in float64; sums cut off as tensor cores do."""
+    size = (x.double().abs() @ weights.double().abs().T).numpy()
+    summed = 128 * 2.0**-23 / (1 - 128 * 2.0**-23)
+    operands = relative_error(precision)
+    return (operands + (1 + operands) * summed) * size
+
+
+def check_within_bound(got: TopK, x: torch.Tensor, weights: torch.Tensor, precision: Precision, k: int) -> float:
+    """Values are near the exact ones, and units in doubt only where they are near the k-th; the largest error."""
+    exact = (x.double() @ weights.double().T).numpy()
+    off = bound(x, weights, precision)
+    rows = np.arange(len(x))[:, None]
+    error = np.abs(got.values - exact[rows, got.indices])
+    assert (error <= off[rows, got.indices]).all()
+    kth = -np.sort(-exact, axis=1)[:, k - 1 : k]
+    slack = off.max(axis=1, keepdims=True)
+    kept = np.zeros(exact.shape, bool)
+    np.put_along_axis(kept, got.indices.astype(int), True, axis=1)
+    assert (exact[kept] >= np.broadcast_to(kth - 2 * slack, exact.shape)[kept]).all()
+    assert kept[exact > kth + 2 * slack].all()
+    return float(error.max())
+
+
+@pytest.mark.parametrize("on_device", [False, True])
+def test_rounding_to_bfloat16_is_within_the_bound(on_device: bool) -> None:
+    x, weights = float_case()
+    run = encode._encode_device if on_device else encode_rows
+    errors = {}
+    for precision in ("fp32", "bf16"):
+        got = partial(run, precision=precision)(x, tiled(weights, 200), UnitRule(), 12)
+        errors[precision] = check_within_bound(got, x, weights, precision, 12)
+    assert errors["bf16"] > 100 * errors["fp32"], "nothing was rounded"
+    # The definition, whose operands are exact in float64.
+    rounded = (x.bfloat16().double() @ weights.bfloat16().double().T).relu()
+    np.testing.assert_allclose(got.values, rounded.topk(12).values.numpy(), rtol=1e-5)
+
+
+def test_the_bound_is_reached_where_all_operands_are_rounded_up() -> None:
+    x = torch.full((1, 128), 1 + 2.0**-8 + 2.0**-20)
+    got = encode_rows(x, [(0, x)], UnitRule(), 1, precision="bf16")
+    exact = float((x.double() ** 2).sum())
+    assert 0.98 * relative_error("bf16") < (float(got.values[0, 0]) - exact) / exact <= relative_error("bf16")
+
+
+def test_precisions_that_a_device_has_not_are_refused() -> None:
+    x, weights = float_case()
+    tf32 = r"tf32 was given for the device cpu.*use fp32 or bf16"
+    with pytest.raises(InputError, match=tf32):
+        encode_rows(x, [(0, weights)], UnitRule(), 4, precision="tf32")
+    with pytest.raises(InputError, match=tf32):
+        encode.calibrate(64, precision="tf32", seconds=0.01)
+    with pytest.raises(InputError, match="'fp8', expected one of fp32, tf32, bf16"):
+        encode_rows(x, [(0, weights)], UnitRule(), 4, precision="fp8")  # type: ignore[arg-type]
+
+
+def test_the_precision_of_cuda_is_set_for_a_product_and_put_back() -> None:
+    matmul = torch.backends.cuda.matmul
+    before = matmul.fp32_precision
+    try:
+        for outside in ("tf32", "ieee", "none"):
+            matmul.fp32_precision = outside
+            for precision, inside in {"fp32": "ieee", "tf32": "tf32"}.items():
+                with encode._cuda_precision(precision):  # type: ignore[arg-type]
+                    assert matmul.fp32_precision == inside
+                assert matmul.fp32_precision == outside
+    finally:
+        matmul.fp32_precision = before
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
+def test_cuda_is_within_the_bound_whatever_torch_is_set_to(precision: Precision) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    x, weights = float_case()
+    matmul = torch.backends.cuda.matmul
+    before = matmul.fp32_precision
+    try:
+        for outside in ("tf32", "ieee"):
+            matmul.fp32_precision = outside
+            for held in (weights, weights.cuda()):
+                got = encode_rows(x, tiled(held, 200), UnitRule(), 12, device="cuda", precision=precision)
+                check_within_bound(got, x, weights, precision, 12)
+            assert matmul.fp32_precision == outside
+    finally:
+        matmul.fp32_precision = before
 
 
 def test_bits_do_not_depend_on_threads() -> None:
@@ -190,10 +317,12 @@ def test_plans() -> None:
     on_device = [plan_tile(1024, 1 << 20, n, device="cuda") for n in (1, 1024, 8192, 1 << 20)]
     assert on_device == sorted(on_device, reverse=True)
     assert on_device[-1] == 1024
-    assert working_bytes(2048, 32, d_in=1024, tile=1024, threads=4) > working_bytes(
-        2048, 32, d_in=1024, tile=1024, threads=1
-    )
+    needed = partial(working_bytes, 2048, 32, d_in=1024, tile=1024)
+    assert needed(threads=4) > needed(threads=1)
+    for device in ("cpu", "cuda"):
+        assert needed(device=device, precision="bf16") > needed(device=device)
 
 
-def test_calibration_is_a_plausible_rate() -> None:
-    assert 1e8 < encode.calibrate(64, seconds=0.02) < 1e15
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_calibration_is_a_plausible_rate(precision: Precision) -> None:
+    assert 1e8 < encode.calibrate(64, precision=precision, seconds=0.02) < 1e15

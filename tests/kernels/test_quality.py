@@ -19,7 +19,9 @@ def case(n: int, seed: int = 0) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(seed)
     # A mean far larger than the spread, as residual streams have.
     x = (rng.standard_normal((n, 5)) + np.array([1000, -3000, 0, 5, 1e4])).astype(np.float32)
-    values = np.where(rng.random((n, 3)) < 0.3, 0, rng.random((n, 3)) + 0.1).astype(np.float16)
+    values = np.where(rng.random((n, 3)) < 0.3, 0, rng.choice([-1, 1], (n, 3)) * (rng.random((n, 3)) + 0.1)).astype(
+        np.float16
+    )
     return {
         "x": x,
         "x_hat": (x + 0.3 * rng.standard_normal((n, 5))).astype(np.float32),
@@ -42,7 +44,7 @@ def test_any_split(n: int, cuts: list[int], seed: int) -> None:
         merged = merged.merge(QualitySums.empty(5, 30).add(**block))
         added = added.add(**block)
     want = r2_score(data["x"].astype(np.float64), data["x_hat"], multioutput="variance_weighted")
-    alive = set(data["indices"][data["values"] > 0].tolist())
+    alive = set(data["indices"][data["values"] != 0].tolist())
     for sums in (merged, added):
         assert sums.rows == n
         assert sums.explained_variance == pytest.approx(want, rel=1e-9)

@@ -39,7 +39,7 @@ def test_against_torch_and_lexsort(values: np.ndarray, dtype: str) -> None:
     rounded = np.where((rounded == 0) & (values != 0), np.copysign(SMALLEST[dtype], values), rounded)
     for i in range(len(values)):
         kept = np.flatnonzero(rounded[i])
-        order = kept[np.lexsort((given_codes.indices[i, kept], -rounded[i, kept].astype(np.float64)))]
+        order = kept[np.lexsort((given_codes.indices[i, kept], -np.abs(rounded[i, kept])))]
         m = len(order)
         np.testing.assert_array_equal(as_float32(got.values)[i, :m], rounded[i, order])
         np.testing.assert_array_equal(got.indices[i, :m], given_codes.indices[i, order])
@@ -70,15 +70,29 @@ def test_underflow_stays_active(dtype: str) -> None:
     assert as_float32(got.values).tolist() == [
         [SMALLEST[dtype] if dtype == "float16" else pytest.approx(1e-40, rel=0.1), 0]
     ]
-    tiny = quantize(codes(np.array([[2.0**-149, -(2.0**-149)]], np.float32)), dtype=dtype)
-    assert as_float32(tiny.values).tolist() == [[SMALLEST[dtype], -SMALLEST[dtype]]]
+    tiny = quantize(codes(np.array([[2.0**-149, -(2.0**-148)]], np.float32)), dtype=dtype)
+    assert sorted(as_float32(tiny.values)[0].tolist()) == [-SMALLEST[dtype], SMALLEST[dtype]]
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_signed_codes_keep_their_order_by_magnitude(dtype: str) -> None:
+    values = np.array([[-4.0, 3.0001, -3.0, 1e-45, -0.0]], np.float32)
+    given_codes = TopK(np.array([[8, 9, 7, 5, 0]], np.uint32), values, np.array([4], np.uint32))
+    got = quantize(given_codes, dtype=dtype)
+    assert got.indices.tolist() == [[8, 7, 9, 5, 0]]
+    assert as_float32(got.values).tolist() == [[-4.0, -3.0, 3.0, SMALLEST[dtype], 0.0]]
+    assert not np.signbit(as_float32(got.values)[0, 4])
 
 
 def test_overflow_names_the_value_and_the_remedy() -> None:
     with pytest.raises(InputError, match=r"70000 does not fit float16.*float32"):
         quantize(codes(np.array([[7e4, 1]], np.float32)))
+    with pytest.raises(InputError, match=r"-70000 does not fit float16.*float32"):
+        quantize(codes(np.array([[1, -7e4]], np.float32)))
     with pytest.raises(InputError, match=r"does not fit bfloat16.*float32"):
         quantize(codes(np.full((1, 1), np.finfo(np.float32).max)), dtype="bfloat16")
+    with pytest.raises(InputError, match=r"does not fit bfloat16.*float32"):
+        quantize(codes(np.full((1, 1), np.finfo(np.float32).min)), dtype="bfloat16")
     for bad in (np.nan, np.inf, -np.inf):
         with pytest.raises(InputError, match="finite"):
             quantize(codes(np.array([[bad, 1]], np.float32)), dtype="float32")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -16,7 +17,7 @@ from saestore.kernels.topk import DeviceTopK, RunningTopK, TopK, UnitRule
 
 
 def sorted_codes(products: np.ndarray, rule: UnitRule, k: int) -> TopK:
-    """The definition: all activations of a row, ordered by (value descending, unit ascending)."""
+    """The definition: all activations of a row, ordered by (magnitude descending, unit ascending)."""
     n = len(products)
     value = products.copy()
     if rule.scale is not None:
@@ -26,13 +27,15 @@ def sorted_codes(products: np.ndarray, rule: UnitRule, k: int) -> TopK:
     active = value > (0 if rule.threshold is None else np.maximum(rule.threshold, 0))
     if rule.cut is not None:
         active &= products > rule.cut
+    if rule.signed:
+        active = value != 0
     l0 = active.sum(axis=1)
     if rule.topk is not None:
         l0, k = np.minimum(l0, rule.topk), min(k, rule.topk)
     indices, values = np.zeros((n, k), np.uint32), np.zeros((n, k), np.float32)
     for i in range(n):
         units = np.flatnonzero(active[i])
-        best = units[np.lexsort((units, -value[i, units]))][:k]
+        best = units[np.lexsort((units, -np.abs(value[i, units])))][:k]
         indices[i, : len(best)], values[i, : len(best)] = best, value[i, best]
     return TopK(indices, values, l0.astype(np.uint32))
 
@@ -70,10 +73,14 @@ def make_rule(kind: str, rng: np.random.Generator, d_sae: int, topk: int | None 
         "jumprelu": UnitRule(bias=draw(), threshold=draw(), topk=topk),
         "gated": UnitRule(scale=draw(0.5, 2), bias=draw(), cut=draw(), topk=topk),
         "everything": UnitRule(scale=draw(-1, 2), bias=draw(), cut=draw(), threshold=draw(), topk=topk),
+        "signed": UnitRule(topk=topk, signed=True),
+        "signed standard": UnitRule(bias=draw(), topk=topk, signed=True),
+        "signed rescaled": UnitRule(scale=draw(0.5, 2), bias=draw(), topk=topk, signed=True),
     }[kind]
 
 
-KINDS = ["relu", "standard", "rescaled", "jumprelu", "gated", "everything"]
+SIGNED = ["signed", "signed standard", "signed rescaled"]
+KINDS = ["relu", "standard", "rescaled", "jumprelu", "gated", "everything", *SIGNED]
 
 
 @pytest.mark.parametrize("engine", ["numba", "torch"])
@@ -92,19 +99,22 @@ def test_every_rule_with_floats(engine: str, kind: str) -> None:
     d_sae=st.integers(1, 200),
     k=st.integers(1, 70),
     topk=st.none() | st.integers(1, 40),
+    lowest=st.integers(-3, 0),
     levels=st.integers(1, 6),
     bounds=st.lists(st.integers(1, 199), max_size=6),
-    kind=st.sampled_from(["relu", "standard", "everything"]),
+    kind=st.sampled_from(["relu", "standard", "everything", *SIGNED]),
 )
 def test_any_tiling_and_ties(
-    seed: int, n: int, d_sae: int, k: int, topk: int | None, levels: int, bounds: list[int], kind: str
+    seed: int, n: int, d_sae: int, k: int, topk: int | None, lowest: int, levels: int, bounds: list[int], kind: str
 ) -> None:
     rng = np.random.default_rng(seed)
     # Few distinct values, so that ties straddle tiles, groups of lanes and the boundary of the k best.
-    products = rng.integers(-1, levels, (n, d_sae)).astype(np.float32)
+    products = rng.integers(lowest, levels, (n, d_sae)).astype(np.float32)
     rule = make_rule(kind, rng, d_sae, topk)
     if rule.bias is not None:
-        rule = UnitRule(rule.scale, np.round(rule.bias), rule.cut, rule.threshold, rule.topk)
+        rule = replace(rule, bias=np.round(rule.bias))
+    if rule.signed and rule.scale is not None:
+        rule = replace(rule, scale=np.ceil(rule.scale))  # a tie of magnitudes in spite of scales
     want = sorted_codes(products, rule, k)
     for engine in ("numba", "torch"):
         assert_same(select(engine, products, rule, k, bounds), want)
@@ -132,6 +142,26 @@ def test_nan_zero_and_infinity(engine: str) -> None:
     assert got.indices.tolist() == [[10, 30, 0, 0]]
     assert got.values.tolist() == [[np.inf, np.float32(1e-45), 0, 0]]
     assert got.l0.tolist() == [2]
+
+
+@pytest.mark.parametrize("engine", ["numba", "torch"])
+def test_signed_nan_zero_and_infinity(engine: str) -> None:
+    products = np.zeros((1, 64), np.float32)
+    products[0, [3, 10, 20, 30, 40, 50]] = [np.nan, 2.0, -0.0, -1e-45, -np.inf, -np.nan]
+    got = select(engine, products, UnitRule(signed=True), 4, [16])
+    assert got.indices.tolist() == [[40, 10, 30, 0]]
+    assert got.values.tolist() == [[-np.inf, 2.0, -np.float32(1e-45), 0]]
+    assert not np.signbit(got.values[0, 3])
+    assert got.l0.tolist() == [3]
+
+
+@pytest.mark.parametrize("engine", ["numba", "torch"])
+def test_signed_ties_of_both_signs_go_to_the_lower_unit(engine: str) -> None:
+    products = np.tile(np.array([[-1.0, 1.0, 0.5]], np.float32), (1, 30))
+    got = select(engine, products, UnitRule(signed=True, topk=5), 8, [31])
+    assert got.indices.tolist() == [[0, 1, 3, 4, 6]]
+    assert got.values.tolist() == [[-1, 1, -1, 1, -1]]
+    assert got.l0.tolist() == [5]
 
 
 @pytest.mark.parametrize("engine", ["numba", "torch"])
@@ -200,5 +230,11 @@ def test_what_the_scan_would_misread_is_refused() -> None:
         state.update(products.astype(np.float64), 0, UnitRule())  # type: ignore[arg-type]
     with pytest.raises(InputError, match="C-contiguous"):
         state.update(np.asfortranarray(products), 0, UnitRule())
+    for part in ({"cut": np.ones(64, np.float32)}, {"threshold": np.zeros(64, np.float32)}):
+        for one in (RunningTopK(2, 3), DeviceTopK(2, 3)):
+            with pytest.raises(InputError, match="signed unit rule has a cut or a threshold"):
+                one.update(
+                    products if isinstance(one, RunningTopK) else torch.ones(2, 64), 0, UnitRule(**part, signed=True)
+                )
     with pytest.raises(InputError, match="cut"):
         DeviceTopK(2, 3).update(torch.ones(2, 64), 0, UnitRule(cut=np.ones(128, np.float32)[::2]))

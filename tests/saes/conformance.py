@@ -19,33 +19,37 @@ def dense_codes(weights: SAEWeights, x: np.ndarray, *, tile: int = 24) -> np.nda
     tiles = [weights.rows("W_enc", slice(a, min(a + tile, config.d_sae))) for a in range(0, config.d_sae, tile)]
     p = x_in @ np.concatenate(tiles).astype(np.float64).T
     v = p * (1 if rule.scale is None else rule.scale) + (0 if rule.bias is None else rule.bias)
-    active = v > np.maximum(0 if rule.threshold is None else rule.threshold, 0)
+    active = v != 0 if rule.signed else v > np.maximum(0 if rule.threshold is None else rule.threshold, 0)
     if rule.cut is not None:
         active &= p > rule.cut
     codes = np.where(active, v, 0)
     if rule.topk is not None:
-        kth = -np.sort(-codes, axis=1)[:, rule.topk - 1 : rule.topk]
-        codes = np.where(codes >= kth, codes, 0)
+        kth = -np.sort(-np.abs(codes), axis=1)[:, rule.topk - 1 : rule.topk]
+        codes = np.where(np.abs(codes) >= kth, codes, 0)
     return codes
 
 
 def reconstructions(weights: SAEWeights, x: np.ndarray, codes: np.ndarray) -> np.ndarray:
-    """Return (n, d_in) reconstructions of rows x from their codes (n, d_sae)."""
+    """Return (n, d_out) reconstructions of rows x from their codes (n, d_sae)."""
     config = weights.config
     _, state = normalize(torch.from_numpy(x), config.normalization)
     if config.rescale_acts_by_decoder_norm:
         codes = codes / weights.vector("decoder_norms")
     x_hat = codes @ weights.rows("W_dec", slice(0, config.d_sae)) + weights.vector("b_dec")
-    return denormalize(torch.from_numpy(x_hat), state).numpy()
+    if not config.is_transcoder:  # what one gives belongs to another hook point
+        x_hat = denormalize(torch.from_numpy(x_hat), state).numpy()
+    return x_hat + x @ weights.vector("W_skip").T if config.has_skip else x_hat
 
 
 def check_source(weights: SAEWeights, x: np.ndarray, codes: np.ndarray, x_hat: np.ndarray) -> None:
     """Assert that a source gives the codes and reconstructions of an oracle, and keeps the contract of SAEWeights."""
     config = weights.config
     ours = dense_codes(weights, x)
-    assert 0 < (codes > 0).sum() < codes.size, "the oracle's codes must be sparse and not empty"
-    np.testing.assert_array_equal(ours > 0, codes > 0)
+    assert 0 < (codes != 0).sum() < codes.size, "the oracle's codes must be sparse and not empty"
+    assert config.is_signed == (codes < 0).any(), "the oracle's codes must show whether they may be negative"
+    np.testing.assert_array_equal(ours != 0, codes != 0)
     np.testing.assert_allclose(ours, codes, rtol=1e-4, atol=1e-5)
+    assert x_hat.shape == (len(x), config.d_out)
     np.testing.assert_allclose(reconstructions(weights, x, ours), x_hat, rtol=1e-4, atol=1e-4)
 
     for name, width in matrix_widths(config).items():

@@ -66,6 +66,8 @@ def test_half_precision_and_given_names(tmp_path: Path, x: np.ndarray) -> None:
         (torch.zeros(3), "it holds StoredArray"),
         ({"indices": torch.zeros(3)}, "it holds indices"),
         (checkpoint(d_in=D_IN + 1), r"d_in=17"),
+        (checkpoint(k=torch.tensor(K)), "int, int, StoredArray, dict"),
+        (checkpoint(model_state_dict=[]), "int, int, int, list"),
         (checkpoint(k=D_SAE + 1), "larger than its d_sae"),
         (checkpoint(model_state_dict={"pre_b": torch.zeros(D_IN)}), "lacks the tensors enc, dec"),
     ],

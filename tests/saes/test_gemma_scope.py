@@ -11,7 +11,7 @@ from saestore.errors import InputError, IntegrityError, MissingError, SaestoreEr
 from saestore.saes import open_sae
 from saestore.saes.gemma_scope import open_gemma_scope
 from tests.saes.conformance import check_source
-from tests.saes.conftest import D_IN, make_sae, oracle
+from tests.saes.conftest import D_IN, D_OUT, Hub, assert_same_place, load_with_saelens, make_sae, oracle
 
 FOLDER = "google/gemma-scope-9b-pt-res/layer_34/average_l0_114"
 
@@ -71,6 +71,30 @@ def test_matches_saelens_own_loader(tmp_path: Path, x: np.ndarray, sae: Any, mon
         for name in ("hook_name", "model_name", "prepend_bos", "context_size"):
             assert getattr(weights.config, name) == theirs.cfg.metadata[name]
         assert weights.config.reshape_activations == theirs.cfg.reshape_activations
+
+
+def test_transcoder_is_read_as_saelens_reads_it(hub: Hub, x: np.ndarray) -> None:
+    repo, folder = "google/gemma-scope-2b-pt-transcoders", "layer_7/width_16k/average_l0_76"
+    sae = make_sae("jumprelu_transcoder", d_sae=16_384)
+    path = write_npz(hub.root / repo / folder, sae)
+    shape = {"d_in": D_IN, "d_out": D_OUT, "d_sae": 16_384}
+    theirs = load_with_saelens(repo, folder, "gemma_2_transcoder", **shape)
+    weights = open_sae(path)
+    check_source(weights, x, *oracle(theirs, x))
+    assert weights.config.architecture == "jumprelu_transcoder"
+    assert_same_place(weights.config, theirs, "hook_name_out")
+    assert open_sae(path, hook_name="mine").config.hook_name_out == "blocks.7.hook_mlp_out"
+
+
+def test_transcoder_of_an_unknown_layer(tmp_path: Path) -> None:
+    path = write_npz(tmp_path / "gemma-scope-2b-pt-transcoders", make_sae("jumprelu_transcoder"))
+    config = open_sae(path).config
+    assert (config.architecture, config.d_out, config.hook_name, config.hook_name_out) == (
+        "jumprelu_transcoder",
+        D_OUT,
+        None,
+        None,
+    )
 
 
 def test_lower_case_names_and_unit_scaling_factor(tmp_path: Path, x: np.ndarray, sae: Any) -> None:
@@ -136,6 +160,7 @@ def test_flipped_bit_in_a_deflated_member(tmp_path: Path, sae: Any) -> None:
     [
         ({"threshold": None}, "lacks threshold"),
         ({"W_enc": np.zeros(16, np.float32)}, r"expected \(d_in, d_sae\)"),
+        ({"W_dec": np.zeros(64, np.float32)}, r"expected \(d_sae, d_out\)"),
         ({"W_dec": np.zeros((64, 8), np.float32)}, r"W_dec .* \(64, 8\)"),
         ({"b_enc": np.zeros(64, np.int64)}, "int64"),
         ({"b_enc": np.zeros(64, object)}, "b_enc"),
@@ -146,10 +171,8 @@ def test_wrong_arrays(tmp_path: Path, sae: Any, changes: dict, message: str) -> 
         open_sae(write_npz(tmp_path, sae, **changes))
 
 
-def test_folder_named_for_another_width_or_kind(tmp_path: Path, sae: Any) -> None:
+def test_folder_named_for_another_width(tmp_path: Path, sae: Any) -> None:
     with pytest.raises(InputError, match="width_16k"):
         open_sae(write_npz(tmp_path / "layer_3" / "width_16k", sae))
-    with pytest.raises(InputError, match="transcoder"):
-        open_sae(write_npz(tmp_path / "gemma-scope-2b-pt-transcoders" / "layer_3", sae))
     with pytest.raises(MissingError, match=r"params\.npz"):
         open_gemma_scope(tmp_path / "nowhere")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import xarray as xr
 import zarr
 from safetensors.torch import load_file, save_file
 
@@ -16,7 +17,7 @@ from saestore.saes import open_sae
 from saestore.saes.lake import open_lake_sae, write_sae
 from saestore.storage import open_storage
 from tests.saes.conformance import check_source
-from tests.saes.conftest import make_sae, oracle
+from tests.saes.conftest import D_IN, D_OUT, make_sae, oracle
 from tests.small_lake import ArrayWeights, mirror_sae, random_sae
 
 
@@ -32,6 +33,9 @@ def lake(tmp_path: Path) -> Lake:
         ("jumprelu", {"apply_b_dec_to_input": False}),
         ("gated", {"normalize_activations": "layer_norm"}),
         ("topk", {"rescale_acts_by_decoder_norm": True}),
+        ("abstopk", {}),
+        ("skip_transcoder", {"normalize_activations": "layer_norm"}),
+        ("jumprelu_skip_transcoder", {}),
     ],
 )
 def test_an_imported_sae_is_a_source_like_any_other(
@@ -83,6 +87,19 @@ def test_matrices_of_two_precisions_lose_nothing(lake: Lake, tmp_path: Path) -> 
         for matrix in ("W_enc", "W_dec"):
             stored = open_lake_sae(lake.storage, "s").rows(matrix, slice(None))
             np.testing.assert_array_equal(stored, source.rows(matrix, slice(None)))
+
+
+def test_axes_of_the_skip_connection_are_named(lake: Lake, tmp_path: Path) -> None:
+    sae = make_sae("skip_transcoder")
+    sae.save_model(tmp_path / "sae")
+    weights = write_sae(lake.storage, "s", open_sae(tmp_path / "sae"), quiet=True)
+    group = xr.open_zarr(f"{lake.storage.url}/saes/s", consolidated=False)
+    assert group["W_skip"].sizes == {"d_out": D_OUT, "d_in": D_IN}
+    assert group["b_dec"].sizes == {"d_out": D_OUT}
+    np.testing.assert_array_equal(group["W_skip"], sae.W_skip.detach())
+    before = weights.vector("W_skip")
+    weights.vector("W_skip")[:] = 0  # the caller's own
+    np.testing.assert_array_equal(weights.vector("W_skip"), before)
 
 
 def test_a_second_import_reads_and_writes_no_matrix(lake: Lake, tmp_path: Path) -> None:

@@ -12,9 +12,10 @@ from sae_lens import SAE
 
 from saestore.errors import InputError, IntegrityError, MissingError
 from saestore.saes import open_sae
+from saestore.saes.config import DENSE
 from saestore.saes.saelens import open_saelens
 from tests.saes.conformance import check_source
-from tests.saes.conftest import D_IN, D_SAE, K, make_sae, oracle
+from tests.saes.conftest import D_IN, D_OUT, D_SAE, K, make_sae, oracle
 
 ARCHITECTURES = [
     ("standard", {}),
@@ -23,11 +24,15 @@ ARCHITECTURES = [
     ("topk", {}),
     ("topk", {"rescale_acts_by_decoder_norm": True}),
     ("topk", {"k": D_SAE - 4}),  # more slots than active units: the ReLU decides
+    ("abstopk", {}),
+    ("abstopk", {"rescale_acts_by_decoder_norm": True}),
 ]
+TRANSCODERS = ["transcoder", "skip_transcoder", "jumprelu_transcoder", "jumprelu_skip_transcoder"]
+NORMALIZATIONS = ["none", "layer_norm", "constant_norm_rescale"]
 
 
 @pytest.mark.parametrize("apply_b_dec_to_input", [True, False])
-@pytest.mark.parametrize("normalize_activations", ["none", "layer_norm", "constant_norm_rescale"])
+@pytest.mark.parametrize("normalize_activations", NORMALIZATIONS)
 @pytest.mark.parametrize(("architecture", "options"), ARCHITECTURES)
 def test_saelens_folder_encodes_and_decodes_as_saelens(
     tmp_path: Path,
@@ -50,6 +55,26 @@ def test_saelens_folder_encodes_and_decodes_as_saelens(
         assert weights.config.model_name == "tiny"
 
 
+@pytest.mark.parametrize("normalize_activations", NORMALIZATIONS)
+@pytest.mark.parametrize("architecture", TRANSCODERS)
+def test_transcoder_folder_encodes_and_decodes_as_saelens(
+    tmp_path: Path, x: np.ndarray, architecture: str, normalize_activations: str
+) -> None:
+    sae = make_sae(architecture, normalize_activations=normalize_activations)
+    sae.cfg.metadata.hook_name_out = "blocks.3.hook_mlp_out"
+    sae.save_model(tmp_path)
+    weights = open_sae(tmp_path)
+    check_source(weights, x, *oracle(sae, x))
+    assert weights.config.d_out == D_OUT
+    assert weights.config.hook_name_out == "blocks.3.hook_mlp_out"
+
+
+def test_every_architecture_of_saelens_is_covered() -> None:
+    from sae_lens.registry import SAE_CLASS_REGISTRY
+
+    assert {architecture for architecture, _ in ARCHITECTURES} | {*TRANSCODERS, *DENSE} == set(SAE_CLASS_REGISTRY)
+
+
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
 def test_other_dtypes_are_read_as_float32(tmp_path: Path, dtype: str) -> None:
     sae = make_sae("jumprelu", dtype=dtype)
@@ -60,8 +85,9 @@ def test_other_dtypes_are_read_as_float32(tmp_path: Path, dtype: str) -> None:
     np.testing.assert_array_equal(weights.vector("threshold"), sae.threshold.detach().float().numpy())
 
 
-def test_hook_z_sae_takes_flat_rows(tmp_path: Path, x: np.ndarray) -> None:
-    sae = make_sae("standard", reshape_activations="none")
+@pytest.mark.parametrize("architecture", ["standard", "gated", "jumprelu", "topk", "abstopk"])
+def test_hook_z_sae_takes_flat_rows(tmp_path: Path, x: np.ndarray, architecture: str) -> None:
+    sae = make_sae(architecture, reshape_activations="none")
     sae.cfg.reshape_activations = "hook_z"
     sae.cfg.metadata.hook_name = "blocks.3.attn.hook_z"
     sae.cfg.metadata.hook_head_index = 2
@@ -106,8 +132,11 @@ def test_configuration_from_before_saelens_6(tmp_path: Path, x: np.ndarray, old:
     assert weights.config.prepend_bos is True
 
 
-def test_given_norm_scaling_factor_is_folded_as_saelens_folds_it(tmp_path: Path, x: np.ndarray) -> None:
-    sae = make_sae("gated", normalize_activations="expected_average_only_in")
+@pytest.mark.parametrize("architecture", [*dict(ARCHITECTURES), *TRANSCODERS])
+def test_given_norm_scaling_factor_is_folded_as_saelens_folds_it(
+    tmp_path: Path, x: np.ndarray, architecture: str
+) -> None:
+    sae = make_sae(architecture, normalize_activations="expected_average_only_in")
     sae.save_model(tmp_path)
     with pytest.raises(InputError, match="fold_activation_norm_scaling_factor"):
         open_sae(tmp_path)
@@ -115,12 +144,17 @@ def test_given_norm_scaling_factor_is_folded_as_saelens_folds_it(tmp_path: Path,
     weights = open_sae(tmp_path, norm_scaling_factor=0.37)
     check_source(weights, x, *oracle(sae, x))
 
-    make_sae("gated", dtype="bfloat16", normalize_activations="expected_average_only_in").save_model(tmp_path / "b")
-    assert open_sae(tmp_path / "b", norm_scaling_factor=0.37).config.dtype == "float32"
-
-    sae.save_model(tmp_path / "folded")
+    folded = tmp_path / "folded"
+    sae.save_model(folded)
     with pytest.raises(InputError, match="leave it out"):
-        open_sae(tmp_path / "folded", norm_scaling_factor=0.37)
+        open_sae(folded, norm_scaling_factor=0.37)
+
+
+def test_what_a_factor_gives_is_no_longer_of_the_stored_precision(tmp_path: Path) -> None:
+    make_sae("gated", dtype="bfloat16", normalize_activations="expected_average_only_in").save_model(tmp_path)
+    assert open_sae(tmp_path, norm_scaling_factor=0.37).config.dtype == "float32"
+    with pytest.raises(InputError, match="above 0"):
+        open_sae(tmp_path, norm_scaling_factor=0)
 
 
 def test_hash_follows_the_numbers_not_the_place(tmp_path: Path) -> None:
@@ -166,6 +200,11 @@ def test_truncated_and_damaged_weights(topk_folder: Path) -> None:
         ({"architecture": "jumprelu"}, "lacks threshold"),
         ({"normalize_activations": "covariance_whitening"}, "fold_activation_whitening"),
         ({"normalize_activations": "z_score"}, "known: none, layer_norm, constant_norm_rescale"),
+        ({"normalize_activations": None}, r"normalisation None .* is unknown; known: none, layer_norm"),
+        ({"normalize_activations": "constant_scalar_rescale"}, "known: none, layer_norm"),
+        ({"reshape_activations": "hook_q"}, "known: none, hook_z"),
+        ({"architecture": "transcoder", "apply_b_dec_to_input": False}, "d_out=0"),
+        ({"architecture": "transcoder", "d_out": D_OUT}, "apply_b_dec_to_input .* set it to false"),
         ({"metadata": {}, "activation_fn": "tanh-relu"}, "activation 'tanh-relu'"),
     ],
 )
@@ -175,6 +214,15 @@ def test_unusable_configurations(topk_folder: Path, change: dict, message: str) 
     with pytest.raises(InputError, match=message) as raised:
         open_saelens(topk_folder)
     assert "\n" not in str(raised.value)
+
+
+def test_configuration_without_an_architecture(topk_folder: Path) -> None:
+    path = topk_folder / "cfg.json"
+    raw = json.loads(path.read_text())
+    del raw["architecture"]
+    path.write_text(json.dumps(raw))
+    with pytest.raises(InputError, match=r"names no architecture; add it"):
+        open_saelens(topk_folder)
 
 
 @pytest.mark.parametrize("content", ["{", "[]", ""])

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,13 +9,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from saestore.errors import DependencyError, InputError, MissingError
+from saestore.errors import DependencyError, InputError, MissingError, SaestoreError
 from saestore.saes import open_sae
 from saestore.saes.weights import unit_rule, unit_tiles
 from tests.saes.conformance import check_source
-from tests.saes.conftest import D_IN, D_SAE, make_sae, oracle
+from tests.saes.conftest import D_IN, D_SAE, Hub, make_sae, oracle
+from tests.saes.test_dictionary_learning import own_codes
+from tests.saes.test_dictionary_learning import write as write_dictionary_learning
 from tests.saes.test_gemma_scope import write_npz
+from tests.saes.test_gemma_scope_2 import write as write_gemma_scope_2
+from tests.saes.test_qwen_scope import write as write_qwen_scope
+from tests.saes.test_sparsify import sparsify_codes
+from tests.saes.test_sparsify import write as write_sparsify
 
 
 def test_each_way_to_name_a_saelens_source(topk_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -31,11 +39,19 @@ def test_given_names_replace_recorded_ones(topk_folder: Path) -> None:
     assert (config.hook_name, config.model_name) == ("blocks.9.hook_mlp_out", "other")
 
 
-def test_unknown_layouts_say_what_was_looked_for(tmp_path: Path) -> None:
+def test_unknown_layouts_list_the_known_ones(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").touch()
-    for source in (tmp_path, tmp_path / "notes.txt"):
-        with pytest.raises(InputError, match=r"cfg\.json.*params\.npz.*\.pt.*release:sae_id"):
+    torch.save({"indices": torch.zeros(3)}, tmp_path / "a.pt")
+    known = (
+        r"cfg\.json.*sparsify.*hyperparams\.json.*ae\.pt.*params\.npz or params\.safetensors.*"
+        r"CLIP-Scope, Qwen Scope or saev.*release:sae_id"
+    )
+    for source in (tmp_path, tmp_path / "notes.txt", tmp_path / "a.pt"):
+        with pytest.raises(InputError, match=known) as raised:
             open_sae(source)
+        assert "\n" not in str(raised.value)
+    with pytest.raises(InputError, match="it holds indices"):
+        open_sae(tmp_path / "a.pt")
     for source in ("nowhere", "./no:where", "/no:where", tmp_path / "x.npz"):
         with pytest.raises(MissingError, match="there is no file or folder"):
             open_sae(source)
@@ -81,32 +97,6 @@ def test_tiles_of_wide_sae_need_little_memory(tmp_path: Path) -> None:
         )
 
 
-class Hub:
-    """A folder that stands for the hub, and the files that were asked for."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.asked: list[str] = []
-
-    def download(self, repo_id: str, filename: str, subfolder: str | None = None, **_: Any) -> str:
-        name = f"{repo_id}/{subfolder + '/' if subfolder else ''}{filename}"
-        self.asked.append(name)
-        if not (self.root / name).exists():
-            raise ConnectionError(f"offline: {name}\nmore lines")
-        return str(self.root / name)
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
-    import huggingface_hub
-    from sae_lens.loading import pretrained_sae_loaders
-
-    hub = Hub(tmp_path / "hub")
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", hub.download)
-    monkeypatch.setattr(pretrained_sae_loaders, "hf_hub_download", hub.download)
-    return hub
-
-
 def test_registry_name_in_saelens_layout_is_folded_with_the_registry_factor(hub: Hub, x: np.ndarray) -> None:
     from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
 
@@ -133,6 +123,83 @@ def test_registry_name_of_gemma_scope(hub: Hub, x: np.ndarray) -> None:
     assert config.neuronpedia_id == "gemma-2-9b/34-gemmascope-res-16k"
 
 
+def test_registry_name_of_gemma_scope_2_with_and_without_its_configuration(hub: Hub, x: np.ndarray) -> None:
+    folder = "google/gemma-scope-2-4b-pt/transcoder/layer_17_width_16k_l0_big_affine"
+    sae = make_sae("jumprelu_skip_transcoder", d_sae=16_384)
+    write_gemma_scope_2(hub.root / folder, sae)
+    name = "gemma-scope-2-4b-pt-transcoders:transcoder/layer_17_width_16k_l0_big_affine"
+    weights = open_sae(name)
+    assert hub.asked == [f"{folder}/config.json", f"{folder}/params.safetensors"]
+    check_source(weights, x, *oracle(sae, x))
+    assert weights.config.model_name == "google/gemma-3-4b-pt"
+    assert weights.config.source == name
+    raw = {"architecture": "jump_relu", "model_name": "gemma-v3-1b-it"}
+    write_gemma_scope_2(hub.root / folder, sae, raw=raw)
+    assert open_sae(name).config.model_name == "google/gemma-3-1b-it"
+
+
+@pytest.mark.parametrize(
+    ("release", "layout", "files"),
+    [
+        ("gemma-scope-2b-pt-transcoders", "gemma_2_transcoder", ["/params.npz"]),
+        ("sae_bench_pythia70m_sweep_topk_ctx128_0730", "dictionary_learning_1", ["/config.json", "/ae.pt"]),
+        ("qwen-scope-3-1.7b-base-w32k-l50", "qwen_scope", [""]),
+        ("llama_scope_lxm_32x", "llama_scope", ["/hyperparams.json", "/checkpoints/final.safetensors"]),
+    ],
+)
+def test_registry_asks_for_the_files_of_our_reader(hub: Hub, release: str, layout: str, files: list[str]) -> None:
+    """Empty files are enough to see which ones a layout needs, and that its reader looks at them."""
+    from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
+
+    entry = get_pretrained_saes_directory()[release]
+    assert entry.conversion_func == layout
+    sae_id, folder = next(iter(entry.saes_map.items()))
+    names = [f"{entry.repo_id}/{folder}{file}" for file in files]
+    for name in names:
+        (hub.root / name).parent.mkdir(parents=True, exist_ok=True)
+        (hub.root / name).touch()
+    with pytest.raises(SaestoreError, match=re.escape(str(hub.root))):
+        open_sae(f"{release}:{sae_id}")
+    assert hub.asked == names
+
+
+def test_registry_names_of_readers_through_torch_files(hub: Hub, x: np.ndarray) -> None:
+    write_dictionary_learning(
+        hub.root / "canrager/lm_sae/pythia70m_sweep_topk_ctx128_0730/resid_post_layer_3/trainer_0", "AutoEncoderTopK"
+    )
+    weights = open_sae("sae_bench_pythia70m_sweep_topk_ctx128_0730:blocks.3.hook_resid_post__trainer_0")
+    check_source(weights, x, *own_codes("AutoEncoderTopK", x))
+    write_qwen_scope(hub.root / "Qwen/SAE-Res-Qwen3-1.7B-Base-W32K-L0_50/layer4.sae.pt")
+    config = open_sae("qwen-scope-3-1.7b-base-w32k-l50:layer4").config
+    assert (config.k, config.hook_name, config.release) == (
+        50,
+        "blocks.4.hook_resid_post",
+        "qwen-scope-3-1.7b-base-w32k-l50",
+    )
+
+
+def test_registry_name_in_sparsify_layout(hub: Hub, x: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sae_lens.loading import pretrained_saes_directory as directory
+
+    entry = directory.PretrainedSAELookup(
+        release="mine",
+        repo_id="someone/sparsified",
+        model="tiny",
+        conversion_func="sparsify",
+        saes_map={"l5": "layers.5"},
+        expected_var_explained={},
+        expected_l0={},
+        neuronpedia_id={},
+        norm_scaling_factor={},
+        config_overrides=None,
+    )
+    monkeypatch.setitem(directory.get_pretrained_saes_directory(), "mine", entry)
+    write_sparsify(hub.root / "someone/sparsified/layers.5")
+    weights = open_sae("mine:l5")
+    check_source(weights, x, *sparsify_codes(x))
+    assert weights.config.hook_name == "blocks.5.hook_resid_post"
+
+
 def test_registry_name_of_another_layout_goes_through_saelens_once(
     hub: Hub, tmp_path: Path, x: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -147,10 +214,10 @@ def test_registry_name_of_another_layout_goes_through_saelens_once(
         return sae
 
     monkeypatch.setattr(SAE, "from_pretrained", from_pretrained)
-    name = "llama_scope_lxr_8x:l0r_8x"
+    name = "llama_scope_r1_distill:l0r_800m_slimpajama"
     for _ in range(2):
         check_source(open_sae(name, cache=tmp_path / "cache"), x, *oracle(sae, x))
-    assert loads == ["l0r_8x"]
+    assert loads == ["l0r_800m_slimpajama"]
 
 
 def test_registry_errors_are_one_line_with_the_remedy(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:

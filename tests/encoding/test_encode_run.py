@@ -1,0 +1,317 @@
+"""Many SAEs over many activations in one call: what is read and loaded, what is left out, and what is kept of it."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="torch is absent: pip install 'saestore[torch]'")
+
+from saestore.activations import Activations  # noqa: E402
+from saestore.encoding import encoder  # noqa: E402
+from saestore.encoding import plan as encode_plan  # noqa: E402
+from saestore.encoding.writer import encode  # noqa: E402
+from saestore.errors import BudgetError, InputError, MissingError, QualityError  # noqa: E402
+from saestore.lake import Lake  # noqa: E402
+from saestore.saes.lake import write_sae  # noqa: E402
+from tests.small_lake import HOOK, add_activations, mirror_sae, random_sae  # noqa: E402
+
+D_IN, D_SAE = 16, 64
+
+
+@pytest.fixture
+def lake(tmp_path: Path) -> Lake:
+    return Lake.create(tmp_path / "lake")
+
+
+@pytest.fixture
+def x() -> np.ndarray:
+    return (np.random.default_rng(5).normal(size=(300, D_IN)) * 3 + 0.5).astype(np.float32)
+
+
+@pytest.fixture
+def loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The SAEs that encoders are made of, in order."""
+    loaded: list[str] = []
+    real = encoder.Encoder.__init__
+
+    def counted(self: Any, weights: Any, **options: Any) -> None:
+        loaded.append(weights.name)
+        real(self, weights, **options)
+
+    monkeypatch.setattr(encoder.Encoder, "__init__", counted)
+    return loaded
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> Counter[tuple[str, int, int]]:
+    """The blocks of activations that are read, beside the rows of the check."""
+    seen: Counter[tuple[str, int, int]] = Counter()
+    real = Activations.read
+
+    def counted(self: Activations, start: int = 0, stop: int | None = None) -> np.ndarray:
+        seen[(self.key.dataset, start, self.n_rows if stop is None else stop)] += 1
+        return real(self, start, stop)
+
+    monkeypatch.setattr(Activations, "read", counted)
+    return seen
+
+
+@pytest.fixture
+def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encode_plan, "_SHARD_ROWS", 64)
+    monkeypatch.setattr(encode_plan, "_CHUNK_ROWS", 32)
+
+
+class TestTogether:
+    def test_each_block_is_read_once_for_all_saes_of_its_layer(
+        self, lake: Lake, x: np.ndarray, loads: list[str], reads: Counter[Any], small_shards: None
+    ) -> None:
+        for number, architecture in enumerate(("topk", "jumprelu", "standard")):
+            config = {"k": 6} if architecture == "topk" else {}
+            write_sae(
+                lake.storage, f"s{number}", random_sae(architecture, d_in=D_IN, d_sae=D_SAE, seed=number, **config)
+            )
+        for dataset, rows in (("a", x), ("b", x[:100])):
+            add_activations(lake, dataset, rows)
+        results = encode(lake, ["s0", "s1", "s2"], k=6, force=True, quiet=True)
+        assert sorted(loads) == ["s0", "s1", "s2"]
+        blocks = [(start, min(start + 64, 300)) for start in range(0, 300, 64)]
+        assert reads == Counter(
+            [("a", *block) for block in blocks] + [("b", start, min(stop, 100)) for start, stop in blocks[:2]]
+        )
+        assert [(r.sae, r.dataset, r.encoded_rows) for r in results] == [
+            (f"s{number}", dataset, rows) for number in range(3) for dataset, rows in (("a", 300), ("b", 100))
+        ]
+
+    def test_together_and_alone_give_the_same_bytes(self, tmp_path: Path, x: np.ndarray, small_shards: None) -> None:
+        made = []
+        for folder, calls in (("together", [["s0", "s1"]]), ("alone", [["s1"], ["s0"]])):
+            lake = Lake.create(tmp_path / folder)
+            for number in range(2):
+                # 64 and 32 rows to a shard: one SAE's shards lie within the other's
+                sae = random_sae("topk", d_in=D_IN, d_sae=D_SAE, k=6, seed=number)
+                write_sae(lake.storage, f"s{number}", sae)
+            add_activations(lake, "a", x)
+            for names in calls:
+                encode(lake, names, force=True, quiet=True)
+            content = {
+                str(path.relative_to(lake.url)): path.read_bytes()
+                for path in Path(lake.url).rglob("*")
+                if path.is_file() and "runs" not in path.parts
+            }
+            made.append(content)
+        assert made[0] == made[1]
+
+    def test_shards_of_different_sizes_are_written_in_one_pass(
+        self, lake: Lake, x: np.ndarray, reads: Counter[Any], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        write_sae(lake.storage, "narrow", random_sae("topk", d_in=D_IN, d_sae=D_SAE, k=6))
+        write_sae(lake.storage, "wide", random_sae("topk", d_in=D_IN, d_sae=8 * D_SAE, k=6))
+        add_activations(lake, "a", x)
+        monkeypatch.setattr(encode_plan, "_CHUNK_ROWS", 32)
+        monkeypatch.setattr(encode_plan, "_SHARD_ROWS", 128)
+        monkeypatch.setattr(encode_plan, "_SHARD_FLOP", 2.0 * D_IN * 8 * D_SAE * 40)
+        encode(lake, ["narrow", "wide"], force=True, quiet=True)
+        grids = [lake.codes("a", sae=name).group.grid.shard_rows for name in ("narrow", "wide")]
+        assert grids == [128, 32]
+        assert sum(stop - start for _, start, stop in reads) == 300
+        for name, width in (("narrow", D_SAE), ("wide", 8 * D_SAE)):
+            weights = random_sae("topk", d_in=D_IN, d_sae=width, k=6)
+            pre = np.maximum(x.astype(np.float64) @ weights.arrays["W_enc"].T + weights.arrays["b_enc"], 0)
+            expected = np.where(pre >= np.sort(pre, axis=1)[:, -6:-5], pre, 0)
+            np.testing.assert_allclose(lake.codes("a", sae=name).dense(), expected, rtol=1e-3, atol=1e-6)
+
+    def test_what_does_not_fit_together_is_loaded_in_turn(
+        self, lake: Lake, x: np.ndarray, loads: list[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for number in range(3):
+            write_sae(lake.storage, f"s{number}", random_sae("topk", d_in=D_IN, d_sae=D_SAE, k=6, seed=number))
+        add_activations(lake, "a", x)
+        add_activations(lake, "b", x)
+        real = encode_plan.plan_encode
+
+        def tight(*arguments: Any, **options: Any) -> Any:
+            if options["held_bytes"] is not None and options["held_bytes"] > 2 * 4 * D_IN * D_SAE:
+                raise BudgetError("two fit, three do not")
+            return real(*arguments, **options)
+
+        monkeypatch.setattr("saestore.encoding.groups.plan_encode", tight)
+        results = encode(lake, ["s0", "s1", "s2"], force=True, quiet=True)
+        assert loads == ["s0", "s1", "s2"]
+        together = [[part.sae for part in r.plan.parts] for r in results if r.plan is not None]
+        assert together == [["s0", "s1"]] * 4 + [["s2"]] * 2
+
+
+class TestLeftOut:
+    def test_what_cannot_be_done_is_listed_and_the_rest_is_done(self, lake: Lake, x: np.ndarray) -> None:
+        write_sae(lake.storage, "good", mirror_sae(D_IN))
+        wrong = mirror_sae(D_IN)
+        wrong.arrays["W_dec"] = -2 * wrong.arrays["W_enc"]
+        write_sae(lake.storage, "bad", wrong)
+        add_activations(lake, "a", x)
+        results = encode(lake, ["bad", "good", "none"], datasets=["a", "b"], sample_type=["token", "mean"], quiet=True)
+        done = [r for r in results if r.state == "done"]
+        assert [(r.sae, r.dataset, r.encoded_rows) for r in done] == [("good", "a", 300)]
+        left_out = {(r.sae, r.dataset, r.sample_type): r.reason for r in results if r.state == "left out"}
+        assert "explained variance -" in left_out.pop(("bad", "a", "token"))
+        assert "no SAE 'none'" in left_out.pop(("none", "", ""))
+        assert "no dataset 'b'" in left_out[("good", "b", "token")]
+        assert "sample type 'mean'" in left_out[("good", "a", "mean")]
+        assert set(left_out) == {
+            (sae, *pair) for sae in ("good", "bad") for pair in (("b", "token"), ("b", "mean"), ("a", "mean"))
+        }
+        assert [key.sae for key in lake.code_keys()] == ["good"]
+
+    def test_a_failure_while_encoding_is_that_saes_alone(self, lake: Lake, x: np.ndarray, small_shards: None) -> None:
+        write_sae(lake.storage, "good", mirror_sae(D_IN))
+        large = random_sae("topk", d_in=D_IN, d_sae=D_SAE, k=6)
+        large.arrays["b_enc"][:] = 0
+        large.arrays["b_enc"][3] = 1e6  # does not fit float16
+        write_sae(lake.storage, "large", large)
+        add_activations(lake, "a", x)
+        results = {r.sae: r for r in encode(lake, ["large", "good"], force=True, quiet=True)}
+        assert results["large"].state == "left out"
+        assert "float16" in results["large"].reason
+        assert results["good"].encoded_rows == 300
+        np.testing.assert_allclose(
+            lake.codes("a", sae="good").dense()[:, :D_IN], np.maximum(x, 0), rtol=1e-3, atol=1e-6
+        )
+
+    def test_if_nothing_can_be_done_the_first_reason_is_raised(self, lake: Lake, x: np.ndarray) -> None:
+        add_activations(lake, "a", x)
+        write_sae(lake.storage, "s", mirror_sae(D_IN))
+        with pytest.raises(MissingError, match="no SAE 'none'"):
+            encode(lake, ["none"], quiet=True)
+        with pytest.raises(InputError, match="k is 99"):
+            encode(lake, ["s"], k=99, quiet=True)
+        wrong = mirror_sae(D_IN)
+        wrong.arrays["W_dec"] = -2 * wrong.arrays["W_enc"]
+        write_sae(lake.storage, "bad", wrong)
+        with pytest.raises(QualityError):
+            encode(lake, ["bad"], quiet=True)
+
+    def test_layers_named_for_several_saes_go_to_each_its_own(self, lake: Lake, x: np.ndarray) -> None:
+        hook = HOOK.replace("3", "5")
+        write_sae(lake.storage, "three", mirror_sae(D_IN))
+        write_sae(lake.storage, "five", mirror_sae(D_IN, hook_name=hook))
+        add_activations(lake, "a", x)
+        add_activations(lake, "a", x, layer="layer_5", hook=hook)
+        results = encode(lake, ["three", "five"], layers=[3, 5], quiet=True)
+        assert [(r.sae, r.layer, r.state) for r in results] == [
+            ("three", "layer_3", "done"),
+            ("five", "layer_5", "done"),
+        ]
+
+
+class TestRecord:
+    def test_plan_and_outcome_are_kept_as_json(self, lake: Lake, x: np.ndarray) -> None:
+        write_sae(lake.storage, "s", mirror_sae(D_IN))
+        add_activations(lake, "a", x)
+        encode(lake, "s", datasets=["a", "b"], memory="2GiB", quiet=True)
+        (record,) = lake.runs()
+        assert json.loads(json.dumps(record)) == record
+        assert (record["verb"], record["state"]) == ("encode", "done except")
+        assert record["parameters"]["memory"] == "2GiB"
+        (step,) = record["plan"]
+        assert step["activations"] == "data/a/m/layer_3/activations/token"
+        assert step["saes"][0] == {"sae": "s", "rows": 300, "k": None}
+        assert {"peak_bytes", "read_bytes", "write_bytes", "flop", "seconds", "weight_passes"} <= set(step)
+        done, absent = record["outcome"]
+        assert (done["codes"], done["encoded_rows"], done["state"]) == (
+            "data/a/m/layer_3/codes/s/token",
+            300,
+            "done",
+        )
+        assert absent["state"] == "left out"
+        assert "no dataset 'b'" in absent["reason"]
+
+    def test_a_dry_run_and_a_run_without_work_leave_none(self, lake: Lake, x: np.ndarray) -> None:
+        write_sae(lake.storage, "s", mirror_sae(D_IN))
+        add_activations(lake, "a", x)
+        assert encode(lake, "s", dry_run=True, quiet=True)[0].state == "planned"
+        assert lake.runs() == []
+        encode(lake, "s", quiet=True)
+        encode(lake, "s", quiet=True)
+        assert [record["state"] for record in lake.runs()] == ["done"]
+
+    def test_a_failed_and_a_stopped_run_say_so(
+        self, lake: Lake, x: np.ndarray, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        write_sae(lake.storage, "s", mirror_sae(D_IN))
+        add_activations(lake, "a", x)
+
+        def stop(*arguments: Any, **options: Any) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr("saestore.encoding.run.run_tasks", stop)
+        with pytest.raises(KeyboardInterrupt):
+            encode(lake, "s", quiet=True)
+        assert [record["state"] for record in lake.runs()] == ["stopped"]
+
+
+class TestDecode:
+    @pytest.mark.parametrize("normalization", ["none", "layer_norm", "constant_norm_rescale"])
+    def test_stored_codes_decode_as_saelens_decodes_its_own(
+        self, lake: Lake, tmp_path: Path, x: np.ndarray, normalization: str
+    ) -> None:
+        pytest.importorskip("sae_lens", reason="sae-lens is absent: reconstructions have no oracle")
+        from saestore.saes import open_sae
+        from tests.saes.conftest import make_sae, oracle
+
+        sae = make_sae("topk", normalize_activations=normalization, rescale_acts_by_decoder_norm=True)
+        sae.save_model(tmp_path / "sae")
+        write_sae(lake.storage, "s", open_sae(tmp_path / "sae"))
+        add_activations(lake, "a", x)
+        encode(lake, "s", dtype="float32", force=True, quiet=True)
+        codes = lake.codes("a")
+        expected = oracle(sae, x)[1]
+        np.testing.assert_allclose(codes.decode(), expected, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(codes.decode([7, 3]), expected[[7, 3]], rtol=1e-4, atol=1e-4)
+        assert codes.decode(slice(4, 4)).shape == (0, D_IN)
+        with pytest.raises(BudgetError, match="fewer rows"):
+            codes.decode(memory="1KiB")
+
+    def test_only_decoder_rows_that_occur_are_read(self, lake: Lake, x: np.ndarray, monkeypatch: Any) -> None:
+        from saestore.rows import RowGroup
+
+        write_sae(lake.storage, "s", mirror_sae(D_IN))
+        add_activations(lake, "a", x)
+        encode(lake, "s", quiet=True)
+        asked: list[int] = []
+        real = RowGroup.take
+
+        def noted(self: RowGroup, name: str, rows: np.ndarray) -> np.ndarray:
+            if name == "W_dec":
+                asked.extend(rows.tolist())
+            return real(self, name, rows)
+
+        monkeypatch.setattr(RowGroup, "take", noted)
+        codes = lake.codes("a")
+        np.testing.assert_allclose(codes.decode([0]), x[:1], rtol=1e-3, atol=1e-2)
+        assert sorted(asked) == sorted(np.flatnonzero(codes.dense([0])[0]).tolist())
+
+
+def test_a_transcoder_is_measured_against_what_it_predicts(lake: Lake, x: np.ndarray) -> None:
+    out = "blocks.3.hook_mlp_out"
+    transcoder = mirror_sae(D_IN)
+    arrays = {**transcoder.arrays, "W_dec": (2 * transcoder.arrays["W_dec"]).astype(np.float32)}
+    config = {"hook_name": HOOK, "hook_name_out": out, "d_out": D_IN, "apply_b_dec_to_input": False}
+    sae = random_sae("transcoder", d_in=D_IN, d_sae=2 * D_IN, **config)
+    sae.arrays |= arrays
+    write_sae(lake.storage, "t", sae)
+    add_activations(lake, "a", x)
+    lines: list[str] = []
+    unknown = encode(lake, "t", quiet=True, say=lines.append)[0]
+    assert unknown.quality["explained_variance"] is None
+    assert any("hook_mlp_out) is not stored" in line for line in lines)
+    add_activations(lake, "b", x)
+    add_activations(lake, "b", 2 * x, layer="layer_3.mlp_out", hook=out)
+    known = encode(lake, "t", datasets=["b"], quiet=True)[0]
+    assert known.quality["explained_variance"] == pytest.approx(1, abs=1e-5)
+    np.testing.assert_allclose(lake.codes("b", sae="t").decode(), 2 * x, rtol=2e-3, atol=1e-2)
