@@ -300,3 +300,17 @@ def test_activations_of_other_tools_are_imported_once(
     assert run("import", copy, tmp_path / "means.npy", *place, "--samples", texts).out.startswith("nothing to do: ")
     stored = saestore.open(copy).activations("texts", model="other").read()
     np.testing.assert_array_equal(stored, means)
+
+
+def test_what_an_encode_leaves_out_is_listed_and_exit_code_three(lake: str, run: Run, tmp_path: Path) -> None:
+    copy = shutil.copytree(lake, tmp_path / "copy")
+    ran = run("encode", copy, "--saes", "small", "none", "--datasets", "texts", "absent")
+    assert ran.code == 3
+    assert "nothing to do: all 1 group of codes are encoded" in ran.out
+    assert "left out: 2 groups" in ran.out
+    assert "small, absent: the lake has no dataset 'absent'; extract or import it" in ran.out
+    assert "none: the lake" in ran.out
+    document = run("encode", copy, "--saes", "small", "none", "--datasets", "texts", "absent", "--json")
+    assert document.code == 3
+    assert [row["state"] for row in document.json] == ["done", "left out", "left out"]
+    assert run("encode", copy, "--saes", "none").code == 2

@@ -315,3 +315,47 @@ def test_a_transcoder_is_measured_against_what_it_predicts(lake: Lake, x: np.nda
     known = encode(lake, "t", datasets=["b"], quiet=True)[0]
     assert known.quality["explained_variance"] == pytest.approx(1, abs=1e-5)
     np.testing.assert_allclose(lake.codes("b", sae="t").decode(), 2 * x, rtol=2e-3, atol=1e-2)
+
+
+class TestThroughSAELens:
+    """Architectures that SAELens itself encodes, from lake to lake."""
+
+    @pytest.mark.parametrize("architecture", ["matching_pursuit", "temporal"])
+    def test_shards_may_end_within_a_sample(
+        self, lake: Lake, tmp_path: Path, x: np.ndarray, small_shards: None, architecture: str
+    ) -> None:
+        pytest.importorskip("sae_lens", reason="sae-lens is absent: it encodes these SAEs")
+        from saestore.saes import open_sae
+        from tests.saes.test_dense import TEMPORAL, dense_sae
+
+        options = TEMPORAL if architecture == "temporal" else {"residual_threshold": 1.0}
+        sae = dense_sae(architecture, **options)
+        sae.save_model(tmp_path / "sae")
+        write_sae(lake.storage, "s", open_sae(tmp_path / "sae"))
+        add_activations(lake, "a", x)
+        offsets = lake.positions("a").offsets
+        assert any(row not in offsets for row in range(64, 300, 64)), "some shard ends within a sample"
+        lines: list[str] = []
+        (result,) = encode(lake, "s", k=8, dtype="float32", force=True, quiet=True, say=lines.append)
+        assert result.encoded_rows == 300
+        assert "densely by SAELens" in lines[0]
+        with torch.no_grad():
+            rows = torch.from_numpy(x)
+            samples = [rows[start:stop] for start, stop in zip(offsets[:-1], offsets[1:], strict=True) if stop > start]
+            each = [sae.encode(sample[None])[0] if architecture == "temporal" else sae.encode(sample) for sample in samples]
+            dense = torch.cat(each).numpy()
+        expected = np.where(dense >= -np.sort(-dense, axis=1)[:, 7:8], dense, 0)
+        codes = lake.codes("a")
+        np.testing.assert_allclose(codes.dense(), expected, rtol=1e-4, atol=1e-5)
+        np.testing.assert_array_equal(codes.rows(slice(None)).l0, np.count_nonzero(dense, axis=1))
+
+    def test_a_temporal_sae_is_not_given_pooled_rows(self, lake: Lake, tmp_path: Path, x: np.ndarray) -> None:
+        pytest.importorskip("sae_lens", reason="sae-lens is absent: it encodes these SAEs")
+        from saestore.saes import open_sae
+        from tests.saes.test_dense import TEMPORAL, dense_sae
+
+        dense_sae("temporal", **TEMPORAL).save_model(tmp_path / "sae")
+        write_sae(lake.storage, "s", open_sae(tmp_path / "sae"))
+        add_activations(lake, "a", x[:40], sample_type="mean")
+        with pytest.raises(InputError, match="temporal.*one row per sample"):
+            encode(lake, "s", k=8, layers=[3], sample_type="mean", quiet=True)
