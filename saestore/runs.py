@@ -43,10 +43,13 @@ class RunRecord:
             claim_document(storage, RUNS, group_document())
         self._put()
 
-    def end(self, state: str, outcome: list[Any]) -> None:
-        """Write how the run ended (`done`, `done except`, `failed`, `stopped`), and what became of each part."""
+    def end(self, state: str, *, plan: list[Any], outcome: list[Any]) -> None:
+        """Write how the run ended (`done`, `done except`, `failed`, `stopped`), and what became of each part.
+
+        `plan` replaces that of the beginning, which may have lacked what only the work itself found out.
+        """
         ended = datetime.now(UTC).isoformat(timespec="seconds")
-        self._content = {**self._content, "state": state, "ended": ended, "outcome": outcome}
+        self._content = {**self._content, "state": state, "ended": ended, "plan": plan, "outcome": outcome}
         self._put()
 
     def _put(self) -> None:

@@ -52,9 +52,14 @@ def document(verb: str, result: Any) -> Any:
 
 
 def exit_code(verb: str, result: Any) -> int:
-    """Return 1 where a status says that something is partial, 3 where an encode left something out, else 0."""
+    """Return 1 where a status says that something is partial, 3 where an encode left something out, else 0.
+
+    Of a recipe, the largest of its steps' codes.
+    """
     if verb == "encode":
         return 3 if any(row.state == "left out" for row in result) else 0
+    if verb == "run":
+        return max((exit_code(step.verb, step.result) for step in result.steps if step.result is not None), default=0)
     return 1 if verb == "status" and not result.complete else 0
 
 
@@ -113,7 +118,7 @@ def _encoded(result: list[EncodeResult], *, dry: bool) -> str:
 
 def _place(row: EncodeResult) -> str:
     names = "/".join(name for name in (row.dataset, row.layer, row.sample_type) if name)
-    return f"{row.sae}, {names}" if names else row.sae
+    return ", ".join(part for part in (row.sae, names) if part)
 
 
 def _encode_document(row: EncodeResult) -> dict[str, Any]:

@@ -28,6 +28,7 @@ def sae_import(
     hook_name: Annotated[str | None, typer.Option(help="Where it belongs, if it does not say.")] = None,
     model_name: Annotated[str | None, typer.Option(help="Its model, if it does not say.")] = None,
     norm_scaling_factor: Annotated[float | None, typer.Option(help="Folds a missing normalisation in.")] = None,
+    link: Annotated[bool, typer.Option("--link", help="Leave the matrices in their files; they must stay.")] = False,
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
@@ -37,6 +38,7 @@ def sae_import(
     Examples:
       saestore sae import demo/lake demo/sae/minilm --name minilm-topk-4096
       saestore sae import lake gemma-scope-9b-res-34-16k
+      saestore sae import lake /weights/params.npz --name gemma-1m --link
       saestore sae import lake gemma-scope-9b-pt-res-canonical:layer_34/width_16k/canonical --name g34
     """
     perform(
@@ -48,6 +50,7 @@ def sae_import(
             hook_name=hook_name,
             model_name=model_name,
             norm_scaling_factor=norm_scaling_factor,
+            link=link,
             quiet=quiet,
             say=say_on_stderr(quiet),
         ),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from saestore.encoding.dense import DenseEncoder
-from saestore.errors import InputError
+from saestore.errors import BudgetError, InputError
 from saestore.kernels.encode import Precision, TopK, encode_rows, plan_tile
 from saestore.kernels.normalize import NormState, normalize
 from saestore.kernels.quality import QualitySums
@@ -84,11 +84,18 @@ class Encoder:
             self._held = held
 
     @property
-    def needs_sequences(self) -> bool:
+    def reads_sequences(self) -> bool:
         """Whether the code of a row depends on the rows before it in its sample."""
         return self.config.architecture == "temporal"
 
-    def encode(self, x: FloatArray, k: int, *, offsets: NDArray[np.int64] | None = None) -> Encoded:
+    def encode(
+        self,
+        x: FloatArray,
+        k: int,
+        *,
+        offsets: NDArray[np.int64] | None = None,
+        tick: Callable[[int], None] | None = None,
+    ) -> Encoded:
         """Return the k largest activations of each row, and its true l0.
 
         Parameters
@@ -99,12 +106,25 @@ class Encoder:
             Slots per row.
         offsets : (m + 1,) int64, optional
             The first row of each sample within x, and n: a temporal SAE reads each sample as one sequence.
+        tick : callable, optional
+            Called with the number of units that are multiplied next; what it raises ends the work.
 
         Raises
         ------
         InputError
             Rows are not d_in wide, or hold values that are not finite.
+        BudgetError
+            The memory of the process or the device did not suffice.
         """
+        try:
+            return self._encode(x, k, offsets, tick or _no_tick)
+        except (MemoryError, torch.OutOfMemoryError) as error:
+            raise BudgetError(
+                f"{len(x):,} rows could not be encoded for want of memory ({str(error).splitlines()[0][:120]}); "
+                "give less with --memory, or another --device"
+            ) from error
+
+    def _encode(self, x: FloatArray, k: int, offsets: NDArray[np.int64] | None, tick: Callable[[int], None]) -> Encoded:
         if x.ndim != 2 or x.shape[1] != self.config.d_in:
             raise InputError(f"rows of shape {x.shape} were given to an SAE with d_in {self.config.d_in}")
         if self._dense is not None:
@@ -116,7 +136,9 @@ class Encoder:
         padding = -len(x) % _ROW_GROUP
         if padding:
             rows = torch.cat([rows, rows.new_zeros((padding, rows.shape[1]))])
-        codes = encode_rows(rows, self._tiles(len(rows)), self._rule, k, device=self.device, precision=self._precision)
+        codes = encode_rows(
+            rows, self._tiles(len(rows), tick), self._rule, k, device=self.device, precision=self._precision
+        )
         encoded = Encoded(codes, *_vectors(state))
         return encoded if not padding else encoded.part(slice(len(x)), k)
 
@@ -154,7 +176,12 @@ class Encoder:
             "dead_units": len(sums.dead_units),
         }
 
-    def _tiles(self, n: int) -> Iterator[tuple[int, torch.Tensor]]:
+    def _tiles(self, n: int, tick: Callable[[int], None]) -> Iterator[tuple[int, torch.Tensor]]:
+        for first, tile in self._all_tiles(n):
+            tick(len(tile))
+            yield first, tile
+
+    def _all_tiles(self, n: int) -> Iterator[tuple[int, torch.Tensor]]:
         step = plan_tile(self.config.d_in, self.config.d_sae, n, device=self.device)
         if self._held is not None:
             for first in range(0, self.config.d_sae, step):
@@ -172,6 +199,10 @@ def _stream(weights: SAEWeights) -> Iterator[tuple[slice, FloatArray]]:
     step = max(1, STREAM_BYTES // (4 * config.d_in * _UNIT_GROUP)) * _UNIT_GROUP
     runs = [slice(first, min(first + step, config.d_sae)) for first in range(0, config.d_sae, step)]
     return prefetch(lambda units: weights.rows("W_enc", units), runs)
+
+
+def _no_tick(units: int) -> None:
+    """Nobody counts."""
 
 
 def _vectors(state: NormState) -> tuple[FloatArray | None, FloatArray | None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,8 @@ from saestore.saes.lake import LakeWeights
 from saestore.storage import Storage
 from saestore.tables import Positions
 
-_QUALITY_RUN_ROWS = 32
+# Long runs, since a stored chunk is read whole for the first of its rows.
+_SAMPLE_RUNS, _SAMPLE_RUN_ROWS = 16, 128
 _TEXTS_LOOKED_AT = 64
 
 
@@ -76,14 +78,19 @@ class EncodeJob:
         shards = [self.stored.grid.shard(shard) for shard in self.missing]
         return sum(rows.stop - rows.start for rows in shards)
 
-    @property
-    def n_shards(self) -> int:
-        """Shards of the codes."""
-        return self._grid().n_shards
+    @cached_property
+    def row_bytes(self) -> float:
+        """Stored bytes of a row of the activations."""
+        return self.activations.group.stored_bytes() / self.activations.n_rows
 
     def shard_rows(self, shard: int) -> slice:
         """Return the rows of a shard of the codes."""
         return self._grid().shard(shard)
+
+    def all_shard_rows(self) -> list[slice]:
+        """Return the rows of every shard of the codes."""
+        grid = self._grid()
+        return [grid.shard(shard) for shard in range(grid.n_shards)]
 
     def part(self, *, is_new: bool) -> Part:
         """Return what there is to do, as a part of a pass; while k is not known, of the pass that finds it."""
@@ -95,9 +102,8 @@ class EncodeJob:
             k=self.k,
             value_bytes=stored_dtype(self.options.dtype).itemsize,
             state_bytes=4 * len(state_names(self.config)),
-            checked=0
-            if self.stored is not None or self.k is None
-            else checked_rows(self.activations.n_rows, self.config),
+            checked=0 if self.stored is not None else self._checked_rows,
+            longest=int(np.diff(self.offsets).max(initial=0)) if self.reads_sequences else 0,
             is_new=is_new,
         )
 
@@ -105,24 +111,53 @@ class EncodeJob:
         """Return the rows whose codes are stored by now."""
         return 0 if self.stored is None else self.stored.written_rows()
 
-    def sample_rows(self) -> NDArray[np.int64]:
-        """Return the rows on which the quality is measured: short runs spread evenly, without special tokens.
+    def refresh(self) -> None:
+        """Find out anew which shards are missing."""
+        if self.stored is not None:
+            self.missing = self.stored.missing_shards()
 
-        Where samples are sequences it is the first samples, whole.
+    @property
+    def reads_sequences(self) -> bool:
+        """Whether the code of a row depends on the rows before it in its sample."""
+        return self.config.architecture == "temporal"
+
+    @cached_property
+    def offsets(self) -> NDArray[np.int64]:
+        """The first row of each sample, and the number of rows: (n_samples + 1,)."""
+        return Positions.open(self.storage, self.activations.key.model_key).offsets
+
+    @property
+    def sampled_rows(self) -> int:
+        """Rows in the chunks that hold `sample_rows`, at most."""
+        per_run = self.activations.group.grid.chunk_rows + _SAMPLE_RUN_ROWS
+        return min(self.activations.n_rows, _SAMPLE_RUNS * per_run)
+
+    def sample_rows(self) -> NDArray[np.int64]:
+        """Return the rows on which the quality is measured, without special tokens.
+
+        They are spread evenly over some runs, which are the same for every SAE so that SAEs read them together. Where
+        samples are sequences it is the first samples, whole.
         """
         n = self.activations.n_rows
-        if self.config.architecture == "temporal":
-            offsets = Positions.open(self.storage, self.activations.key.model_key).offsets
-            samples = max(1, int(np.searchsorted(offsets, checked_rows(n, self.config), side="right")) - 1)
-            return np.arange(int(offsets[samples]))
-        runs = -(-checked_rows(n, self.config) // _QUALITY_RUN_ROWS)
-        starts = np.linspace(0, max(0, n - _QUALITY_RUN_ROWS), runs).astype(np.int64)
-        rows = np.unique((starts[:, None] + np.arange(_QUALITY_RUN_ROWS)).ravel())
+        if self.reads_sequences:
+            return np.arange(self._checked_rows)
+        starts = np.linspace(0, max(0, n - _SAMPLE_RUN_ROWS), _SAMPLE_RUNS).astype(np.int64)
+        rows = np.unique((starts[:, None] + np.arange(_SAMPLE_RUN_ROWS)).ravel())
         rows = rows[rows < n]
         if self.key.sample_type in POSITION_TYPES:
             special = Positions.open(self.storage, self.activations.key.model_key).group.take("special", rows)
             rows = rows[~special] if not special.all() else rows
-        return rows
+        count = min(len(rows), self._checked_rows)
+        return rows[np.linspace(0, len(rows) - 1, count).astype(np.int64)]
+
+    @cached_property
+    def _checked_rows(self) -> int:
+        """Rows on which the quality is measured; of sequences the first ones, whole."""
+        count = checked_rows(self.activations.n_rows, self.config)
+        if not self.reads_sequences:
+            return count
+        whole = self.offsets[self.offsets <= max(count, int(self.offsets[self.offsets > 0].min()))]
+        return int(whole.max())
 
     def accept(self, quality: Mapping[str, Any], say: Callable[[str], None]) -> None:
         """Take note of a measured quality, and of what SAE and activations say of each other.
@@ -142,13 +177,13 @@ class EncodeJob:
                 f"{path}: SAE {self.key.sae} was trained on texts with a token added in front, and these begin without "
                 "one; the first positions of each text may be unlike what it has seen"
             )
-        if self.target is None:
-            say(
-                f"{path}: what {self.key.sae} reconstructs ({self.config.hook_name_out or 'another hook'}) is not "
-                f"stored; L0 {quality['l0']:.1f} over {quality['rows']} rows, explained variance unknown"
-            )
         variance = quality["explained_variance"]
         if variance is None:
+            unknown = f"{path}: {self.key.sae}: L0 {quality['l0']:.1f} over {quality['rows']} rows"
+            if self.config.is_transcoder:
+                hook = self.config.hook_name_out or "its output hook, which it does not name"
+                unknown += f", explained variance unknown: it predicts {hook}; extract that layer to have it checked"
+            say(unknown)
             return
         numbers = f"explained variance {variance:.3f}, L0 {quality['l0']:.1f} over {quality['rows']} rows"
         say(f"{path}: {self.key.sae}: {numbers}, {quality['dead_units']:,} of {self.config.d_sae:,} units dead in them")
@@ -170,7 +205,7 @@ class EncodeJob:
 
         The decoder of a temporal SAE gives only what the positions before do not predict, which is not stored.
         """
-        if self.config.architecture == "temporal":
+        if self.reads_sequences:
             return None
         if not self.config.is_transcoder:
             return self.activations
@@ -181,7 +216,7 @@ class EncodeJob:
             found = Activations.open(lake.storage, key)
             hook = found.group.attributes.get("saelens_hook_name")
             is_output = hook is not None and hook == self.config.hook_name_out and found.d_in == self.config.d_out
-            if is_output and found.group.is_complete:
+            if is_output and found.group.is_complete and not found.group.flagged(ARRAY):
                 return found
         return None
 
@@ -192,7 +227,7 @@ class EncodeJob:
                 f"SAE {self.key.sae} reads rows of width {self.config.d_in}, {path} has width "
                 f"{self.activations.d_in}; choose the layer and model that the SAE was trained on"
             )
-        if self.config.architecture == "temporal" and self.key.sample_type not in POSITION_TYPES:
+        if self.reads_sequences and self.key.sample_type not in POSITION_TYPES:
             raise InputError(
                 f"SAE {self.key.sae} is temporal: it reads the positions of a sample in order, and {path} has one row "
                 "per sample; encode token or patch activations"

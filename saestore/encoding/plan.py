@@ -36,6 +36,7 @@ _BLOCK_ROWS = 4_096
 _SMALLEST_BLOCK = 256
 # What eight reading threads have fetched, checked and not yet given back to the system, and compiled code. Measured.
 _OVERHEAD_BYTES = 192 << 20
+_READING_COPIES = 1.5  # of a block while it is read: as stored, which is often half, and widened
 _FLOAT64_ROWS = 1_024  # rows that the quality's sums widen at once
 
 # The quality of codes is measured on this share of the rows, or on as many as cost so little, within these bounds.
@@ -51,6 +52,21 @@ _READ_SAMPLE_BYTES = 32 << 20
 
 
 @dataclass(frozen=True)
+class Source:
+    """The activations of a pass.
+
+    rows : rows to read
+    row_bytes : stored bytes of a row
+    sampled_rows : rows in the chunks that are read for the check of the quality
+    """
+
+    key: ActivationsKey
+    rows: int
+    row_bytes: float
+    sampled_rows: int
+
+
+@dataclass(frozen=True)
 class Part:
     """One SAE in a pass.
 
@@ -59,6 +75,7 @@ class Part:
     k : slots per row; None in a pass that finds the largest l0 and writes nothing
     value_bytes, state_bytes : bytes of a stored value, and of what is stored of a row's normalisation
     checked : rows on which the quality is measured before
+    longest : positions of the longest sample, where samples are encoded as sequences; else 0
     is_new : whether the pass is the first of its SAE, which loads it
     """
 
@@ -70,6 +87,7 @@ class Part:
     value_bytes: int
     state_bytes: int
     checked: int
+    longest: int
     is_new: bool
 
     @property
@@ -84,8 +102,9 @@ class Part:
 
     @property
     def flop(self) -> float:
-        """Multiplications and additions of the encoder's products."""
-        return 2.0 * (self.rows + self.checked) * self.config.d_in * self.config.d_sae
+        """Multiplications and additions of the encoder's products; while k is not known, of both passes."""
+        rows = 2 * self.rows if self.k is None else self.rows
+        return 2.0 * (rows + self.checked) * self.config.d_in * self.config.d_sae
 
     @property
     def matrix_bytes(self) -> int:
@@ -124,14 +143,17 @@ class Part:
         return int(self.rows * (self.k * (id_bytes + _STORED_VALUE[self.value_bytes]) + 1 + self.state_bytes))
 
     def passes(self, block_rows: int) -> int:
-        """Times that the matrix of a streamed SAE is read: for each block, and once for the check of all its passes."""
+        """Times that the matrix of a streamed SAE is read: for each block, and for the check of the quality."""
         blocks = -(-self.rows // self.shard_rows) * -(-self.shard_rows // block_rows)
-        return blocks + (self.is_new and self.checked > 0)
+        return blocks * (2 if self.k is None else 1) + (self.checked > 0)
 
 
 @dataclass(frozen=True)
 class EncodePlan:
     """What one pass will cost, made before any work.
+
+    While k is not known, the pass that finds it and the one that encodes cost about the same: all numbers but
+    `write_bytes`, which is then 0, are of both, and the second is planned again when k is known.
 
     source : the activations
     parts : the SAEs that encode them
@@ -141,7 +163,7 @@ class EncodePlan:
     peak_bytes : expected peak memory of the process
     read_bytes, write_bytes : expected bytes to read (activations and weights) and to write
     flop : multiplications and additions
-    seconds : expected time, from a short calibration of the device and of reading
+    seconds : expected time, from a short calibration of the device and of reading; None where SAELens encodes
     """
 
     source: ActivationsKey
@@ -153,7 +175,7 @@ class EncodePlan:
     read_bytes: int
     write_bytes: int
     flop: float
-    seconds: float
+    seconds: float | None
 
     @property
     def rows(self) -> int:
@@ -167,7 +189,7 @@ class EncodePlan:
         times = "once" if self.weight_passes == 1 else f"{self.weight_passes} times"
         weights = "weights in memory" if self.held else f"weights read {times}"
         if self.parts[0].k is None:
-            what, writes = f"{rows} to count the active units of {names}, k is the most in a row", ""
+            what, writes = f"{rows} to encode with {names}, after a pass to count the active units (k)", "writes by k, "
         else:
             what, writes = f"{rows} to encode with {names}", f"writes {readable_bytes(self.write_bytes)}, "
         dense = [part.sae for part in self.parts if part.config.architecture in DENSE]
@@ -176,7 +198,7 @@ class EncodePlan:
         return (
             f"{self.source.path}: {what}, blocks of {self.block_rows:,} rows, {weights}, "
             f"memory up to {readable_bytes(self.peak_bytes)}, reads {readable_bytes(self.read_bytes)}, {writes}"
-            f"{self.flop / 1e12:,.1f} TFLOP, about {clock(self.seconds)}"
+            f"{self.flop / 1e12:,.1f} TFLOP, {about(self.seconds)}"
         )
 
 
@@ -197,29 +219,31 @@ class Resources:
     device_budget: int | None
 
 
+def about(seconds: float | None) -> str:
+    """Return an expected time as people read it."""
+    return "time unknown" if seconds is None else f"about {clock(seconds)}"
+
+
 def plan_encode(
-    source: ActivationsKey,
+    source: Source,
     parts: Sequence[Part],
     resources: Resources,
     *,
     held_bytes: int | None,
-    row_bytes: float,
-    sample: LakeWeights,
+    weights: LakeWeights,
 ) -> EncodePlan:
     """Choose how many rows are encoded at a time, and say what it will cost.
 
     Parameters
     ----------
-    source : ActivationsKey
+    source : Source
     parts : sequence of Part
         The SAEs that encode them in this pass.
     held_bytes : int or None
         Bytes of the encoder matrices that are in memory meanwhile, those of this pass or more; None streams the
         weights of the one part.
-    row_bytes : float
-        Stored bytes of a row of the activations.
-    sample : LakeWeights
-        Weights of one of the SAEs, for measuring how fast they are read.
+    weights : LakeWeights
+        Those of one of the SAEs, for measuring how fast they are read.
 
     Raises
     ------
@@ -236,13 +260,11 @@ def plan_encode(
         host, device = peak(block)
         return host <= resources.budget and device <= (resources.device_budget or device)
 
+    # Every pass over weights that are not held is paid for by more rows at a time.
     shard = min(part.shard_rows for part in parts)
-    block = min(_BLOCK_ROWS, shard)
-    if not held:
-        # Every pass over the weights is paid for by more rows at a time.
-        block = shard
-        while block > _SMALLEST_BLOCK and not fits(block):
-            block //= 2
+    block = min(_BLOCK_ROWS, shard) if held else shard
+    while block > _SMALLEST_BLOCK and not fits(block):
+        block //= 2
     host, device = peak(block)
     if not fits(block):
         smallest, budget, where = host, resources.budget, "--memory"
@@ -251,19 +273,25 @@ def plan_encode(
         require_memory(
             smallest,
             budget=budget,
-            what=f"encoding {source.path} with {', '.join(part.sae for part in parts)}",
+            what=f"encoding {source.key.path} with {', '.join(part.sae for part in parts)}",
             remedy=f"{readable_bytes(smallest)} is the least that can do it: give {where}, or close other programs",
         )
     # Of a streamed SAE, each block of rows and the check read the matrix; a held one is read when it is loaded.
     weight_passes = 1 if held else parts[0].passes(block)
     weight_bytes = sum(part.stored_matrix_bytes * (part.is_new if held else weight_passes) for part in parts)
     gathered = sum(part.gathered_bytes for part in parts)
-    activation_bytes = int((max(part.rows for part in parts) + max(part.checked for part in parts)) * row_bytes)
+    passes = 2 if parts[0].k is None else 1
+    sampled = source.sampled_rows if any(part.checked for part in parts) else 0
+    activation_bytes = int((passes * source.rows + sampled) * source.row_bytes)
     flop = sum(part.flop for part in parts)
-    work = _flop_seconds(parts[0].config.d_in, flop, resources)
-    loading = (weight_bytes + gathered) / _read_rate(sample)
+    seconds = None
+    if not any(part.config.architecture in DENSE for part in parts):
+        rate = _read_rate(weights)
+        working = _flop_seconds(parts[0].config.d_in, flop, resources)
+        # Weights that are held are read before the products, streamed ones beside them.
+        seconds = gathered / rate + (working + weight_bytes / rate if held else max(working, weight_bytes / rate))
     return EncodePlan(
-        source=source,
+        source=source.key,
         parts=tuple(parts),
         held=held,
         block_rows=block,
@@ -272,7 +300,7 @@ def plan_encode(
         read_bytes=activation_bytes + weight_bytes + gathered,
         write_bytes=sum(part.write_bytes for part in parts),
         flop=flop,
-        seconds=work + loading if held else max(work, loading) + gathered / _read_rate(sample),
+        seconds=seconds,
     )
 
 
@@ -308,7 +336,9 @@ def _peak_bytes(parts: Sequence[Part], block: int, resources: Resources, held_by
     def working(part: Part, rows: int) -> int:
         config = part.config
         if config.architecture in DENSE:
-            return dense_working_bytes(config, rows, part.slots)
+            before = part.longest  # rows of a block's first sample
+            rows_bytes = before * config.d_in * 8
+            return rows_bytes + dense_working_bytes(config, rows + before, part.slots, longest=part.longest)
         tile = plan_tile(config.d_in, config.d_sae, rows, device=resources.device)
         return working_bytes(
             rows,
@@ -323,11 +353,13 @@ def _peak_bytes(parts: Sequence[Part], block: int, resources: Resources, held_by
     d_in, slots = max(part.config.d_in for part in parts), max(part.slots for part in parts)
     # Two runs of units in work, one waiting and one being read.
     stream = 4 * min(STREAM_BYTES, max(part.matrix_bytes for part in parts))
-    # Of the task that computes the rows as read, centred, scaled and shifted; of the other what it has read; and of
-    # each the block that is being read ahead, as stored and widened.
-    x = (4 + 2 * (tasks - 1) + 2 * tasks) * block * d_in * 4
+    # Of each task the rows as widened, and the block that is being read ahead: as stored and widened. One task at a
+    # time computes, with what the SAE makes of the rows before it multiplies them.
+    ahead = _READING_COPIES if any(part.shard_rows > block for part in parts) else 0
+    x = tasks * (1 + ahead) + (tasks - 1) * _READING_COPIES + max(_own_copies(part.config) for part in parts)
     encoding = max(working(part, block) for part in parts)
-    encoding += x + tasks * (sum(part.shard_bytes for part in parts) + block * slots * 40)
+    encoding += int(x * block * d_in * 4)
+    encoding += tasks * (sum(part.shard_bytes for part in parts) + block * slots * 40)
     # Rows, their reconstruction and normalised copies, a block of them in float64, and decoder rows: a part as read,
     # checked and widened, and the last one.
     checking = max(
@@ -345,6 +377,12 @@ def _peak_bytes(parts: Sequence[Part], block: int, resources: Resources, held_by
     if resources.device_budget is None:
         return fixed + weights + stages, 0
     return fixed + stream + stages, weights + max(working(part, block) for part in parts) + block * d_in * 8
+
+
+def _own_copies(config: SAEConfig) -> float:
+    """Copies of the rows that encoding makes: scaled, centred, and the test for numbers that are not finite."""
+    normalized = {"none": 0, "constant_norm_rescale": 1, "layer_norm": 2}[config.normalization]
+    return normalized + config.apply_b_dec_to_input + 0.25
 
 
 @functools.cache

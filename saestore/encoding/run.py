@@ -5,30 +5,30 @@ What fails is noted with its reason, and the rest goes on.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import fields
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from saestore.budget import readable_bytes
-from saestore.encoding.groups import Failures, Group, Pass, grouped, plan_passes, tasks
+from saestore.encoding.groups import Failures, Group, grouped, tasks
 from saestore.encoding.job import EncodeJob, EncodeOptions
 from saestore.encoding.matching import Absent, Wanted, matching
-from saestore.encoding.plan import TASKS_AT_ONCE, EncodePlan, Resources
-from saestore.encoding.task import ENCODER, Means, load_encoder
+from saestore.encoding.plan import TASKS_AT_ONCE, EncodePlan, Resources, about
+from saestore.encoding.task import ENCODER, BlockEncoder, Loading
 from saestore.engine.resources import release
 from saestore.engine.run import run_tasks
 from saestore.errors import InputError, MissingError, SaestoreError
 from saestore.lake import Lake
 from saestore.layout import CodesKey
 from saestore.prefetch import prefetch
-from saestore.progress import Progress, clock
+from saestore.progress import Progress
 from saestore.runs import RunRecord
 from saestore.saes.config import SAEConfig
 from saestore.saes.lake import open_lake_sae
-from saestore.tables import Positions
 
 Say = Callable[[str], None]
 
@@ -40,7 +40,6 @@ class EncodeRun:
     absent : what was asked for and is not there
     groups : SAEs that are loaded together, with their passes
     failures : what could not be done, and why
-    encoded : rows encoded, by pair
     """
 
     def __init__(self, lake: Lake, say: Say, *, scheduler: str | None, quiet: bool) -> None:
@@ -49,11 +48,11 @@ class EncodeRun:
         self._scheduler = scheduler
         self._quiet = quiet
         self._resources: Resources | None = None
+        self._rows_before: dict[CodesKey, int] = {}
         self.jobs: list[EncodeJob] = []
         self.absent: list[Absent] = []
         self.groups: list[Group] = []
         self.failures: Failures = {}
-        self.encoded: dict[CodesKey, int] = {}
 
     def find(self, saes: Sequence[str], wanted: Wanted, options: EncodeOptions) -> None:
         """Find what each SAE is to encode, and what of it is stored already."""
@@ -72,7 +71,8 @@ class EncodeRun:
                 except SaestoreError as error:
                     self.absent.append(Absent(name, key.dataset, key.layer, key.sample_type, error))
         told = {job.key.layer for job in self.jobs} | {absent.layer for absent in self.absent}
-        for layer in dict.fromkeys(wanted.layers or ()):
+        is_certain = all(absent.layer or absent.dataset for absent in self.absent)  # every SAE could be opened
+        for layer in dict.fromkeys(wanted.layers or () if is_certain else ()):
             if layer not in told:
                 reason = (
                     f"no stored activations of layer {layer!r} fit {', '.join(saes)}; extract them, or leave it out"
@@ -82,6 +82,7 @@ class EncodeRun:
     def plan(self, jobs: Sequence[EncodeJob], resources: Resources) -> None:
         """Plan all passes, and say what they will cost."""
         self._resources = resources
+        self._rows_before = {job.key: job.written_rows() for job in jobs}
         self.groups, self.failures = grouped(jobs, resources)
         plans = [step.plan for group in self.groups for step in group.passes]
         for plan in plans:
@@ -89,15 +90,14 @@ class EncodeRun:
         if len(plans) > 1:
             self._say(_total(plans, loads=len({part.sae for plan in plans for part in plan.parts})))
 
-    def do(self, parameters: Mapping[str, Any]) -> None:
+    def execute(self, parameters: Mapping[str, Any]) -> None:
         """Do all passes, group after group, and keep plan and outcome in the lake."""
-        plans = [_plan_document(step.plan) for group in self.groups for step in group.passes]
-        record = RunRecord(self._lake.storage, "encode", parameters, plans)
+        record = RunRecord(self._lake.storage, "encode", parameters, self._plan_documents())
         state = "failed"
         try:
-            for group in self.groups:
+            for group in list(self.groups):
                 try:
-                    self._do_group(group)
+                    self._execute_group(group)
                 finally:
                     release(ENCODER)
             state = "done except" if self.failures or self.absent else "done"
@@ -105,116 +105,134 @@ class EncodeRun:
             state = "stopped"
             raise
         finally:
-            record.end(state, [*self._outcome()])
+            try:
+                record.end(state, plan=self._plan_documents(), outcome=list(self._outcome()))
+            except SaestoreError as error:  # of a full disk, say, which must not hide what went before
+                self._say(f"the record of this run could not be written: {error}")
 
-    def _do_group(self, group: Group) -> None:
+    def encoded_rows(self, job: EncodeJob) -> int:
+        """Return the rows that this call has encoded."""
+        return job.written_rows() - self._rows_before.get(job.key, job.written_rows())
+
+    def _execute_group(self, group: Group) -> None:
+        assert self._resources is not None
+        ready = self._with_known_k(group)
+        for part in ready:
+            for step in part.passes:
+                loading = part.loading(step.plan, self._resources)
+                self._together_or_each(step.jobs, functools.partial(self._begin, loading=loading))
+            for step in part.passes:
+                loading = part.loading(step.plan, self._resources)
+                self._together_or_each(self._alive(step.jobs), functools.partial(self._encode, loading=loading))
+            if len(ready) > 1:
+                release(ENCODER)
+
+    def _with_known_k(self, group: Group) -> list[Group]:
+        """Count active units where k is not known yet, and plan again; what no longer fits together is split."""
         assert self._resources is not None
         counting = [step for step in group.passes if step.counts_units]
+        if not counting:
+            return [group]
         for step in counting:
-            with self._noting(step.jobs):
-                self._count_units(step, group.means(step.plan, self._resources))
-        if counting:
-            alive = self._alive(group.jobs)
-            group.passes = []
-            for jobs in [alive] if group.held else [[job] for job in alive]:
-                with self._noting(jobs):
-                    group.passes += plan_passes(jobs, self._resources, held=group.held)
-            for step in group.passes:
+            loading = group.loading(step.plan, self._resources)
+            self._together_or_each(step.jobs, functools.partial(self._count_units, loading=loading))
+        ready, failures = grouped(self._alive(group.jobs), self._resources, loaded=group.saes)
+        self.failures |= failures
+        place = self.groups.index(group)
+        self.groups[place : place + 1] = ready
+        for part in ready:
+            for step in part.passes:
                 self._say(step.plan.line())
-        for step in group.passes:
-            means = group.means(step.plan, self._resources)
-            for job in step.jobs:
-                with self._noting([job]):
-                    self._begin(job, means)
-        for step in group.passes:
-            means = group.means(step.plan, self._resources)
-            jobs = self._alive(step.jobs)
-            try:
-                self._encode(jobs, means)
-            except SaestoreError as error:
-                # One SAE's failure is not the others': what is missing is done by each for itself.
-                for job in jobs:
-                    with self._noting([job]):
-                        if len(jobs) == 1:
-                            raise error
-                        self._encode([job], means)
+        if [part.held for part in ready] != [group.held]:
+            release(ENCODER)
+        return ready
 
-    def _count_units(self, step: Pass, means: Means) -> None:
+    def _count_units(self, jobs: Sequence[EncodeJob], loading: Loading) -> None:
         """Make the largest l0 of all rows the number of slots of each job."""
-        source = step.jobs[0].activations
-        encoders = [load_encoder(self._lake.storage, job.key.sae, means) for job in step.jobs]
+        source = jobs[0].activations
+        encoders = [self._block_encoder(job, loading) for job in jobs]
         largest = [1] * len(encoders)
+        starts = range(0, source.n_rows, loading.block_rows)
+        blocks = [(start, min(start + loading.block_rows, source.n_rows)) for start in starts]
         label = f"{source.key.path}: count active units"
-        blocks = [
-            (start, min(start + means.block_rows, source.n_rows)) for start in range(0, source.n_rows, means.block_rows)
-        ]
         with Progress(label, total=source.n_rows, unit="rows", quiet=self._quiet) as progress:
-            for _, x in prefetch(lambda block: source.read(*block), blocks):
+            for (start, stop), x in prefetch(lambda block: source.read(*block), blocks):
                 for place, encoder in enumerate(encoders):
-                    largest[place] = max(largest[place], int(encoder.encode(x, 1).codes.l0.max()))
+                    largest[place] = max(largest[place], int(encoder.encode(x, start, stop, 1).codes.l0.max()))
                 progress.advance(len(x))
-        for job, most in zip(step.jobs, largest, strict=True):
+        for job, most in zip(jobs, largest, strict=True):
             job.k = most
 
-    def _begin(self, job: EncodeJob, means: Means) -> None:
-        """Check the quality of codes that are new, and create their group."""
-        if job.stored is not None:
+    def _begin(self, jobs: Sequence[EncodeJob], loading: Loading) -> None:
+        """Check the quality of codes that are new, and create their groups; the rows of the check are read once."""
+        fresh = [job for job in self._alive(jobs) if job.stored is None]
+        if not fresh:
             return
+        chosen = [job.sample_rows() for job in fresh]
+        rows = np.unique(np.concatenate(chosen))
+        x = fresh[0].activations.take(rows)
+        for job, own in zip(fresh, chosen, strict=True):
+            try:
+                job.accept(self._quality(job, own, x[np.searchsorted(rows, own)], loading), self._say)
+                job.begin()
+            except SaestoreError as error:
+                self.failures[job.key] = error
+
+    def _quality(
+        self, job: EncodeJob, rows: NDArray[np.int64], x: NDArray[np.float32], loading: Loading
+    ) -> dict[str, Any]:
+        """Measure how well codes stand for some rows; of sequences these are the first ones."""
         assert job.k is not None
-        rows = job.sample_rows()
-        x = job.activations.take(rows)
         target = None if job.target is None else x if job.target is job.activations else job.target.take(rows)
-        encoder = load_encoder(self._lake.storage, job.key.sae, means)
-        offsets = None
-        if encoder.needs_sequences:
-            offsets = Positions.open(self._lake.storage, job.key.activations.model_key).offsets
-            offsets = offsets[: int(np.searchsorted(offsets, len(x), side="right"))]
+        encoder = self._block_encoder(job, loading)
         try:
-            quality = encoder.quality(x, encoder.encode(x, job.k, offsets=offsets), target)
+            return encoder.encoder.quality(x, encoder.encode(x, 0, len(x), job.k), target)
         except InputError as error:
             raise InputError(f"{job.activations.key.path}: {error}") from error
-        job.accept(quality, self._say)
-        job.begin()
 
-    def _encode(self, jobs: Sequence[EncodeJob], means: Means) -> None:
+    def _encode(self, jobs: Sequence[EncodeJob], loading: Loading) -> None:
         """Write what is missing of the codes of jobs over the same activations."""
-        if not jobs:
-            return
-        before = {job.key: job.written_rows() for job in jobs}
-        label = f"encode {jobs[0].activations.key.path} with {', '.join(job.key.sae for job in jobs)}"
+        for job in jobs:
+            job.refresh()
+        run_tasks(
+            tasks(jobs, loading),
+            label=f"encode {jobs[0].activations.key.path} with {', '.join(job.key.sae for job in jobs)}",
+            unit="rows",
+            threads=TASKS_AT_ONCE,
+            scheduler=self._scheduler,
+            quiet=self._quiet,
+        )
+
+    def _together_or_each(self, jobs: Sequence[EncodeJob], work: Callable[[Sequence[EncodeJob]], None]) -> None:
+        """Do work for jobs together; where it fails, for each alone, since one SAE's failure is not the others'."""
         try:
-            run_tasks(
-                tasks(jobs, means),
-                label=label,
-                unit="rows",
-                threads=TASKS_AT_ONCE,
-                scheduler=self._scheduler,
-                quiet=self._quiet,
-            )
-        finally:
+            if jobs:
+                work(jobs)
+        except SaestoreError as error:
+            if len(jobs) == 1:
+                self.failures[jobs[0].key] = error
+                return
             for job in jobs:
-                written = job.written_rows() - before[job.key]
-                self.encoded[job.key] = self.encoded.get(job.key, 0) + written
+                self._together_or_each([job], work)
+
+    def _block_encoder(self, job: EncodeJob, loading: Loading) -> BlockEncoder:
+        return BlockEncoder(self._lake.storage, job.activations.key, job.key.sae, job.weights.content_hash(), loading)
 
     def _alive(self, jobs: Sequence[EncodeJob]) -> list[EncodeJob]:
         return [job for job in jobs if job.key not in self.failures]
 
-    @contextmanager
-    def _noting(self, jobs: Sequence[EncodeJob]) -> Iterator[None]:
-        """Note an error as the reason why jobs are left out, and go on."""
-        try:
-            yield
-        except SaestoreError as error:
-            self.failures |= {job.key: error for job in jobs if job.key not in self.failures}
+    def _plan_documents(self) -> list[dict[str, Any]]:
+        return [_plan_document(step.plan) for group in self.groups for step in group.passes]
 
     def _outcome(self) -> Iterator[dict[str, Any]]:
         for job in self.jobs:
             error = self.failures.get(job.key)
+            is_done = job.stored is not None and job.written_rows() == job.activations.n_rows
             yield {
                 "codes": job.key.path,
-                "state": "left out" if error else "done",
+                "state": "left out" if error else "done" if is_done else "not finished",
                 "reason": str(error or ""),
-                "encoded_rows": self.encoded.get(job.key, 0),
+                "encoded_rows": self.encoded_rows(job),
                 "quality": job.quality,
             }
         for absent in self.absent:
@@ -234,7 +252,7 @@ def _total(plans: Sequence[EncodePlan], loads: int) -> str:
         f"{readable_bytes(max(plan.peak_bytes for plan in plans))}, reads "
         f"{readable_bytes(sum(plan.read_bytes for plan in plans))}, writes "
         f"{readable_bytes(sum(plan.write_bytes for plan in plans))}, {sum(plan.flop for plan in plans) / 1e12:,.1f} "
-        f"TFLOP, about {clock(sum(plan.seconds for plan in plans))}"
+        f"TFLOP, {about(None if any(plan.seconds is None for plan in plans) else sum(p.seconds or 0 for p in plans))}"
     )
 
 

@@ -28,17 +28,17 @@ ENCODER = "encoder"
 
 
 @dataclass(frozen=True)
-class Means:
-    """How SAEs are loaded and blocks are encoded, alike for all tasks of a pass.
+class Loading:
+    """How SAEs are loaded and rows are cut into blocks, alike for all tasks of a pass.
 
     held : whether encoder matrices stay in memory
-    keep : SAEs that stay loaded
+    at_once : SAEs that are loaded together
     """
 
     device: str
     precision: Precision
     held: bool
-    keep: int
+    at_once: int
     block_rows: int
 
 
@@ -57,7 +57,7 @@ class EncodeTask:
     stop: int
     shards: Mapping[str, tuple[int, ...]] = field(hash=False)
     size: int
-    means: Means
+    loading: Loading
 
     def run(self, advance: Callable[[int], None]) -> None:
         """Encode the rows block by block, and write each shard when it is whole."""
@@ -69,18 +69,18 @@ class EncodeTask:
             for writer in writers:
                 if writer.wants(start):
                     try:
-                        writer.encode(x, start, stop)
+                        writer.encode(x, start, stop, advance)
                     except InputError as error:
-                        raise InputError(f"rows {start} to {stop - 1} of {activations.key.path}: {error}") from error
-                    advance(stop - start)
+                        where = f"rows {start} to {stop - 1} of {activations.key.path} with {writer.sae}"
+                        raise InputError(f"{where}: {error}") from error
 
     def _blocks(self, writers: Sequence[_ShardWriter]) -> Iterator[tuple[int, int]]:
         """Cut the rows where a shard ends, and into blocks."""
         ends = {min(stop, self.stop) for writer in writers for stop in writer.shard_ends(self.first, self.stop)}
         start = self.first
         for end in sorted(ends):
-            for first in range(start, end, self.means.block_rows):
-                yield first, min(first + self.means.block_rows, end)
+            for first in range(start, end, self.loading.block_rows):
+                yield first, min(first + self.loading.block_rows, end)
             start = end
 
 
@@ -88,15 +88,12 @@ class _ShardWriter:
     """Fills the shards of one SAE's codes block by block, and writes each when its last block is in."""
 
     def __init__(self, storage: Storage, task: EncodeTask, sae: str, shards: tuple[int, ...]) -> None:
+        self.sae = sae
         self._codes = Codes.open(storage, CodesKey.of(task.source, sae))
         self._grid = self._codes.group.grid
         self._shards = set(shards)
-        self._device = task.means.device
-        self._encoder = load_encoder(storage, sae, task.means)
-        self._offsets: NDArray[np.int64] | None = None
-        if self._encoder.needs_sequences:
-            self._offsets = Positions.open(storage, task.source.model_key).offsets
-            self._activations = Activations.open(storage, task.source)
+        content_hash = str(self._codes.group.attributes["identity"]["sae"])
+        self._rows = BlockEncoder(storage, task.source, sae, content_hash, task.loading)
         self._arrays: dict[str, NDArray[Any]] = {}
 
     def wants(self, row: int) -> bool:
@@ -107,7 +104,7 @@ class _ShardWriter:
         """Return where the shards of rows end."""
         return [self._grid.shard(shard).stop for shard in self._grid.shards(start, stop)]
 
-    def encode(self, x: NDArray[np.float32], start: int, stop: int) -> None:
+    def encode(self, x: NDArray[np.float32], start: int, stop: int, advance: Callable[[int], None]) -> None:
         """Encode a block of rows, and write its shard if the block is the shard's last."""
         from saestore.kernels.quantize import quantize
 
@@ -118,8 +115,7 @@ class _ShardWriter:
             self._arrays = {
                 name: np.empty((rows.stop - rows.start, *tail), dtype) for name, (tail, dtype) in self._layout().items()
             }
-        with device_lock(self._device):
-            encoded = self._encoded(x, start, stop)
+        encoded = self._rows.encode(x, start, stop, codes.k, advance)
         dtype = str(codes.group.attributes["dtype"])
         stored = quantize(encoded.codes, dtype=dtype, d_sae=codes.d_sae)  # type: ignore[arg-type]
         parts = {"indices": stored.indices, "values": stored.values, "l0": stored.l0}
@@ -129,18 +125,6 @@ class _ShardWriter:
             truncated = int(np.count_nonzero(self._arrays["l0"] > codes.k))
             codes.group.write_shard(shard, self._arrays, flagged={"l0": truncated})
             self._arrays = {}
-
-    def _encoded(self, x: NDArray[np.float32], start: int, stop: int) -> Encoded:
-        """Encode a block; where samples are sequences, with the rows of its first sample that come before the block."""
-        if self._offsets is None:
-            return self._encoder.encode(x, self._codes.k)
-        samples = slice(*np.searchsorted(self._offsets, [start, stop], side="right"))
-        first = int(self._offsets[samples.start - 1])
-        if first < start:
-            x = np.concatenate([self._activations.read(first, start), x])
-        offsets = np.concatenate([[first], self._offsets[samples], [stop]]) - first
-        encoded = self._encoder.encode(x, self._codes.k, offsets=np.unique(offsets))
-        return encoded.part(slice(start - first, None), self._codes.k)
 
     def _layout(self) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
         """Return the arrays of the group: the shape of a row, and the dtype."""
@@ -154,16 +138,66 @@ class _ShardWriter:
         return layout | {name: ((), np.dtype(np.float32)) for name in states}
 
 
-def load_encoder(storage: Storage, sae: str, means: Means) -> Encoder:
+class BlockEncoder:
+    """Encodes blocks of the rows of one group of activations with one SAE.
+
+    Where the SAE reads samples as sequences, the rows of a block's first sample that come before the block are read
+    too.
+    """
+
+    def __init__(self, storage: Storage, source: ActivationsKey, sae: str, content_hash: str, loading: Loading) -> None:
+        self._device = loading.device
+        self.encoder = load_encoder(storage, sae, content_hash, loading)
+        self._offsets: NDArray[np.int64] | None = None
+        if self.encoder.reads_sequences:
+            self._offsets = Positions.open(storage, source.model_key).offsets
+            self._activations = Activations.open(storage, source)
+
+    def encode(
+        self,
+        x: NDArray[np.float32],
+        start: int,
+        stop: int,
+        k: int,
+        advance: Callable[[int], None] | None = None,
+    ) -> Encoded:
+        """Return the codes of the rows `start:stop`, which x holds; `advance` counts them as units are multiplied."""
+        offsets, before = None, 0
+        units = rows = 0
+
+        def tick(count: int) -> None:
+            nonlocal units, rows
+            if advance is not None:
+                units += count
+                done = (stop - start) * units // self.encoder.config.d_sae
+                advance(done - rows)
+                rows = done
+
+        if self._offsets is not None:
+            samples = slice(*np.searchsorted(self._offsets, [start, stop], side="right"))
+            first = int(self._offsets[samples.start - 1])
+            before = start - first
+            if before:
+                x = np.concatenate([self._activations.read(first, start), x])
+            offsets = np.unique(np.concatenate([[first], self._offsets[samples], [stop]])) - first
+        with device_lock(self._device):
+            encoded = self.encoder.encode(x, k, offsets=offsets, tick=tick)
+        if advance is not None:
+            advance(stop - start - rows)
+        return encoded.part(slice(before, None), k) if before else encoded
+
+
+def load_encoder(storage: Storage, sae: str, content_hash: str, loading: Loading) -> Encoder:
     """Return this process's encoder of an SAE, loading it if it is not among those in memory."""
     from saestore.encoding.encoder import Encoder
 
-    weights = open_lake_sae(storage, sae)
-    key = (ENCODER, storage.url, sae, weights.content_hash(), means.device, means.precision, means.held)
+    key = (ENCODER, storage.url, sae, content_hash, loading.device, loading.precision, loading.held)
     return load_once(
         key,
-        lambda: Encoder(weights, device=means.device, hold=means.held, precision=means.precision),
-        keep=means.keep,
+        lambda: Encoder(
+            open_lake_sae(storage, sae), device=loading.device, hold=loading.held, precision=loading.precision
+        ),
+        keep=loading.at_once,
     )
 
 

@@ -146,11 +146,11 @@ def encode(
         run.plan(todo, _resources(device, cast("Precision", precision), memory))
         if not dry_run:
             asked = {"datasets": datasets, "layers": layers, "sample_type": types, "model": model, "memory": memory}
-            run.do({"saes": names, **asked, **dataclasses.asdict(options), "device": device})
-    return _results(run, dry_run=dry_run)
+            run.execute({"saes": names, **asked, **dataclasses.asdict(options), "device": device})
+    return _results(run, say or _silent, dry_run=dry_run)
 
 
-def _results(run: EncodeRun, *, dry_run: bool) -> list[EncodeResult]:
+def _results(run: EncodeRun, say: Callable[[str], None], *, dry_run: bool) -> list[EncodeResult]:
     """Return what became of every pair.
 
     Raises
@@ -160,6 +160,8 @@ def _results(run: EncodeRun, *, dry_run: bool) -> list[EncodeResult]:
     """
     errors = [*run.failures.values(), *(absent.error for absent in run.absent)]
     if errors and not any(job.key not in run.failures for job in run.jobs):
+        for error in errors[1:]:
+            say(str(error))
         raise errors[0]
     plans = {job.key: step.plan for group in run.groups for step in group.passes for job in step.jobs}
     results = [
@@ -170,7 +172,7 @@ def _results(run: EncodeRun, *, dry_run: bool) -> list[EncodeResult]:
             job.key.sample_type,
             key=job.key,
             rows=job.activations.n_rows,
-            encoded_rows=run.encoded.get(job.key, 0),
+            encoded_rows=run.encoded_rows(job),
             quality=job.quality,
             plan=plans.get(job.key),
             state="planned" if dry_run and not job.is_complete else "done",
@@ -178,10 +180,12 @@ def _results(run: EncodeRun, *, dry_run: bool) -> list[EncodeResult]:
         for job in run.jobs
         if job.key not in run.failures
     ]
-    for key, error in run.failures.items():
-        encoded = run.encoded.get(key, 0)
-        named = (key.sae, key.dataset, key.layer, key.sample_type)
-        results.append(EncodeResult(*named, key, 0, encoded, {}, None, "left out", str(error)))
+    for job in run.jobs:
+        if job.key in run.failures:
+            key, reason = job.key, str(run.failures[job.key])
+            named = (key.sae, key.dataset, key.layer, key.sample_type)
+            rows = job.activations.n_rows
+            results.append(EncodeResult(*named, key, rows, run.encoded_rows(job), {}, None, "left out", reason))
     for absent in run.absent:
         named = (absent.sae, absent.dataset, absent.layer, absent.sample_type)
         results.append(EncodeResult(*named, None, 0, 0, {}, None, "left out", str(absent.error)))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -88,13 +89,17 @@ def _run_threads(tasks: Sequence[ShardTask], advance: Callable[[int], None], thr
     # shard is what disks, and readers of a half-written lake, like best.
     waiting = iter(tasks)
     work = [delayed(lambda: next(waiting).run(step), pure=False)() for _ in tasks]
+    pool = ThreadPoolExecutor(max(1, min(threads, len(tasks))), thread_name_prefix="saestore-task")
     try:
-        compute(*work, scheduler="threads", num_workers=max(1, min(threads, len(tasks))))
+        compute(*work, scheduler="threads", pool=pool)
     except BaseException:
         # Threads cannot be killed, and Python waits for them before it ends: without this a Ctrl-C would take as long
         # as the shards in work.
         stop.set()
         raise
+    finally:
+        # Tasks end at their next block; what comes after must not find them still at work.
+        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _run_cluster(client: Any, tasks: Sequence[ShardTask]) -> Iterator[int]:

@@ -132,7 +132,8 @@ def decode(
     if config.has_skip and x is None:
         raise InputError(f"the SAE {config.source} has a skip connection, so its output needs the activations too")
     if config.rescale_acts_by_decoder_norm:
-        values = values / weights.vector("decoder_norms")[indices]
+        norms = weights.vector("decoder_norms")[indices]
+        values = np.divide(values, norms, out=np.zeros_like(values), where=values != 0)  # an empty slot names unit 0
     units = np.unique(indices[values != 0])
     places = np.searchsorted(units, indices).clip(0, max(0, len(units) - 1))
     rule = decoder_rule(config)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from saestore.errors import InputError
 from saestore.saes.config import SAEConfig
+from saestore.saes.links import Matrix
 from saestore.saes.stored import StoredArray
 from saestore.saes.weights import (
     FloatArray,
@@ -59,6 +60,11 @@ class FileWeights:
     factors : Factors
         Applied on reading.
 
+    Attributes
+    ----------
+    matrices : dict
+        Where each matrix lies, by name.
+
     Raises
     ------
     InputError
@@ -95,28 +101,24 @@ class FileWeights:
                     f"{name} in {config.source} has shape {found}, but its configuration (d_in={config.d_in}, "
                     f"d_sae={config.d_sae}) needs {shape}; weights and configuration do not belong together"
                 )
-        matrices = {name: parameters[name] for name in widths}
-        self._matrices = {name: array for name, array in matrices.items() if isinstance(array, StoredArray)}
-        assert len(self._matrices) == len(matrices), "matrices stay in their files"
+        self.matrices: dict[MatrixName, Matrix] = {}
+        for matrix in widths:
+            array = parameters[matrix]
+            assert isinstance(array, StoredArray), "matrices stay in their files"
+            self.matrices[matrix] = Matrix(matrix, array, getattr(self._factors, matrix))
         self._vectors = {name: parameters[name] for name in (*unit_vectors(config), *other_shapes(config))}
         # what a factor gives does not fit the stored dtype, and whoever copies the weights goes by it
-        is_as_stored = self._factors == Factors() and len({array.dtype for array in self._matrices.values()}) == 1
+        dtypes = {matrix.array.dtype for matrix in self.matrices.values()}
+        is_as_stored = self._factors == Factors() and len(dtypes) == 1
         self.config = config if is_as_stored else dataclasses.replace(config, dtype="float32")
 
     def rows(self, name: MatrixName, units: slice) -> FloatArray:
         """Return the rows of consecutive units, (n_units, width) float32."""
-        array = self._matrices[name]
-        start, stop, step = units.indices(self.config.d_sae)
-        assert step == 1, "units are read in runs"
-        units_first = (name == "W_dec") != array.reversed_axes
-        tile = array.rows(start, stop) if units_first else array.columns(start, stop)
-        return _scaled(tile, getattr(self._factors, name))
+        return self.matrices[name].rows(units)
 
     def take(self, name: MatrixName, units: NDArray[np.integer[Any]]) -> FloatArray:
         """Return the rows of chosen units, ascending: (n_units, width) float32."""
-        runs = np.split(units, np.flatnonzero(np.diff(units) > 1) + 1) if len(units) else []
-        empty = np.empty((0, matrix_widths(self.config)[name]), np.float32)
-        return np.concatenate([empty, *(self.rows(name, slice(int(run[0]), int(run[-1]) + 1)) for run in runs)])
+        return self.matrices[name].take(units)
 
     def vector(self, name: str) -> FloatArray:
         """Return a parameter that is no matrix of units, or ``decoder_norms``, float32."""
@@ -129,7 +131,7 @@ class FileWeights:
             )
         given = self._vectors[name]
         values = given.read() if isinstance(given, StoredArray) else np.array(given, np.float32)
-        return _scaled(values, self._factors.b_dec) if name == "b_dec" else values
+        return values * np.float32(self._factors.b_dec) if name == "b_dec" else values
 
     def content_hash(self) -> str:
         """Return the hexadecimal sha256 of what the codes depend on (reads all weights once)."""
@@ -145,7 +147,3 @@ class FileWeights:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def _scaled(values: FloatArray, factor: float) -> FloatArray:
-    return values if factor == 1.0 else values * np.float32(factor)

@@ -11,12 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from saestore.activations import to_float32
-from saestore.errors import ConflictError, MissingError
+from saestore.errors import ConflictError, InputError, MissingError
 from saestore.layout import sae_path
 from saestore.mirror import is_far, mirrored, weights_cache
 from saestore.progress import Progress
 from saestore.rows import ArraySpec, Grid, RowGroup
 from saestore.saes.config import SAEConfig
+from saestore.saes.files import FileWeights
+from saestore.saes.links import follow
 from saestore.saes.weights import FloatArray, MatrixName, SAEWeights, matrix_widths, other_axes, unit_vectors
 from saestore.storage import Storage
 
@@ -26,11 +28,13 @@ _AXES: dict[MatrixName, str] = {"W_enc": "d_in", "W_dec": "d_out"}
 
 
 class LakeWeights:
-    """The weights of an imported SAE; see `SAEWeights`."""
+    """The weights of an imported SAE; see `SAEWeights`. Matrices that were linked are read from their files."""
 
     def __init__(self, group: RowGroup) -> None:
         self._group = group
         self._config = SAEConfig.from_dict(group.attributes["config"])
+        links: Mapping[MatrixName, dict[str, Any]] = group.attributes.get("links", {})
+        self._linked = {name: follow(name, link, sae=self.name) for name, link in links.items()}
 
     @property
     def config(self) -> SAEConfig:
@@ -44,11 +48,15 @@ class LakeWeights:
 
     def rows(self, name: MatrixName, units: slice) -> FloatArray:
         """Return the rows of consecutive units: (n_units, width) float32."""
+        if name in self._linked:
+            return self._linked[name].rows(units)
         start, stop, _ = units.indices(self._config.d_sae)
         return _widened(self._group.read(name, start, stop))
 
     def take(self, name: MatrixName, units: NDArray[np.integer[Any]]) -> FloatArray:
         """Return the rows of chosen units, ascending: (n_units, width) float32."""
+        if name in self._linked:
+            return self._linked[name].take(units)
         return _widened(self._group.take(name, units))
 
     def vector(self, name: str) -> FloatArray:
@@ -104,6 +112,7 @@ def write_sae(
     name: str,
     weights: SAEWeights,
     *,
+    link: bool = False,
     provenance: Mapping[str, Any] | None = None,
     quiet: bool = False,
 ) -> LakeWeights:
@@ -112,17 +121,25 @@ def write_sae(
     The matrices are stored uncompressed in the precision of the source, so that tiles are read at the speed of the
     disk; `decoder_norms` are kept so that encoding never reads `W_dec`.
 
+    Parameters
+    ----------
+    link : bool
+        Leave the matrices in the files where they are and keep only where they lie.
+
     Raises
     ------
     ConflictError
         An SAE with other weights, or of another hook or model, has that name.
+    InputError
+        A link was asked for, and the weights are not in local files.
     """
     config = weights.config
-    widths = matrix_widths(config)
+    widths = {} if link else matrix_widths(config)
+    links = _links(name, weights) if link else {}
     vectors: dict[str, NDArray[Any]] = {vector: weights.vector(vector) for vector in unit_vectors(config)}
     vectors["decoder_norms"] = weights.vector("decoder_norms")
     stored = {"float16": "float16", "bfloat16": "uint16"}.get(config.dtype, "float32")
-    row_bytes = max(widths.values()) * np.dtype(stored).itemsize
+    row_bytes = max(widths.values(), default=1) * np.dtype(stored).itemsize
     attributes = {"saestore_dtype": "bfloat16"} if stored == "uint16" else {}
     group = RowGroup.create(
         storage,
@@ -141,9 +158,9 @@ def write_sae(
             ),
             *(ArraySpec(vector, "float32", codec="none") for vector in vectors),
         ],
-        identity={"hash": weights.content_hash()},
+        identity={"hash": weights.content_hash(), **({"linked": True} if link else {})},
         whole={name: (weights.vector(name), tuple(axes)) for name, axes in other_axes(config).items()},
-        attributes={"config": dataclasses.asdict(config), "provenance": dict(provenance or {})},
+        attributes={"config": dataclasses.asdict(config), "links": links, "provenance": dict(provenance or {})},
     )
     _check_place(name, SAEConfig.from_dict(group.attributes["config"]), config)
     missing = group.missing_shards()
@@ -154,6 +171,12 @@ def write_sae(
             group.write_shard(shard, {**tile, **{vector: values[units] for vector, values in vectors.items()}})
             bar.advance(group.grid.shard_rows)
     return LakeWeights(group)
+
+
+def _links(name: str, weights: SAEWeights) -> dict[str, dict[str, Any]]:
+    if not isinstance(weights, FileWeights):
+        raise InputError(f"the weights of SAE {name} are not in local files that could be linked; import them without")
+    return {matrix: place.link() for matrix, place in weights.matrices.items()}
 
 
 def _check_place(name: str, stored: SAEConfig, given: SAEConfig) -> None:

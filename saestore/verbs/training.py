@@ -80,6 +80,7 @@ def sae_import(
     hook_name: str | None = None,
     model_name: str | None = None,
     norm_scaling_factor: float | None = None,
+    link: bool = False,
     quiet: bool = False,
     say: Say | None = None,
     catalog: Catalog | None = None,
@@ -90,7 +91,7 @@ def sae_import(
     ----------
     lake : Lake, str or path
     source : str or path
-        A name in the catalog, a SAELens folder, a Gemma Scope `params.npz`, a CLIP-Scope `.pt`, or `release:sae_id`
+        A name in the catalog, a file or folder in any layout that `saestore.saes.open_sae` knows, or `release:sae_id`
         of SAELens' registry.
     name : str, optional
         Its name in the lake; default the catalog's, or that of the folder or file.
@@ -98,6 +99,8 @@ def sae_import(
         Where the SAE belongs, if its source does not say so.
     norm_scaling_factor : float, optional
         Folds a normalisation that the weights do not contain yet.
+    link : bool
+        Leave the matrices in their files, which must stay where they are; saves the space of a copy.
 
     Raises
     ------
@@ -121,7 +124,7 @@ def sae_import(
     with open_named(
         found, hook_name=hook_name, model_name=model_name, norm_scaling_factor=norm_scaling_factor
     ) as weights:
-        write_sae(storage, own, weights, provenance={**stamp(), "source": found.source}, quiet=quiet)
+        write_sae(storage, own, weights, link=link, provenance={**stamp(), "source": found.source}, quiet=quiet)
     summary = _summary(RowGroup.open(storage, path), imported=not there)
     if say is not None and summary.hook_name is None:
         say(f"SAE {own} does not say where it belongs; give --hook-name, or name --layers when you encode")

@@ -16,6 +16,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -367,8 +368,9 @@ def measure(given: argparse.Namespace) -> list[Record]:
     with tempfile.TemporaryDirectory() as temporary:
         keep = Path(given.keep or temporary)
         keep.mkdir(parents=True, exist_ok=True)
-        require_disk(keep, cases, kept=given.keep is not None)
         for case in cases:
+            if not has_room(keep, case):
+                continue
             folder = prepared(keep, case)
             records += measured(case, str(folder), cold=given.cold)
             if given.keep is None:
@@ -450,16 +452,17 @@ class Case:
         return bound if applies and not self.quick else ""
 
 
-def require_disk(keep: Path, cases: list[Case], *, kept: bool) -> None:
-    """Refuse to begin what the disk has no room for."""
-    sizes = [case.disk_bytes for case in cases if not ready_file(keep, case).exists()]
-    needed = (sum(sizes) if kept else max(sizes, default=0)) + (2 << 30)
-    free = shutil.disk_usage(keep).free
-    if needed > free:
-        raise SystemExit(
-            f"{keep} needs {needed:,} bytes for the lakes of these widths and has {free:,}; "
-            "choose fewer with --widths and --d-in, or a larger disk with --keep FOLDER"
-        )
+def has_room(keep: Path, case: Case) -> bool:
+    """Whether the disk has room for a case, or its lake is there already; what is left out is said on stderr."""
+    needed, free = case.disk_bytes + (2 << 30), shutil.disk_usage(keep).free
+    if needed <= free or ready_file(keep, case).exists():
+        return True
+    print(
+        f"{case.name} is left out: its lake needs {needed:,} bytes and {keep} has {free:,}; "
+        "give a larger disk with --keep FOLDER",
+        file=sys.stderr,
+    )
+    return False
 
 
 def ready_file(keep: Path, case: Case) -> Path:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from saestore.activations import Activations  # noqa: E402
 from saestore.encoding import encoder  # noqa: E402
 from saestore.encoding import plan as encode_plan  # noqa: E402
 from saestore.encoding.writer import encode  # noqa: E402
-from saestore.errors import BudgetError, InputError, MissingError, QualityError  # noqa: E402
+from saestore.errors import BudgetError, InputError, IntegrityError, MissingError, QualityError  # noqa: E402
 from saestore.lake import Lake  # noqa: E402
 from saestore.saes.lake import write_sae  # noqa: E402
 from tests.small_lake import HOOK, add_activations, mirror_sae, random_sae  # noqa: E402
@@ -50,7 +52,7 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 @pytest.fixture
 def reads(monkeypatch: pytest.MonkeyPatch) -> Counter[tuple[str, int, int]]:
-    """The blocks of activations that are read, beside the rows of the check."""
+    """The blocks of activations that are read, and from -1 the numbers of rows of the checks."""
     seen: Counter[tuple[str, int, int]] = Counter()
     real = Activations.read
 
@@ -58,7 +60,13 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> Counter[tuple[str, int, int]]:
         seen[(self.key.dataset, start, self.n_rows if stop is None else stop)] += 1
         return real(self, start, stop)
 
+    def counted_take(self: Activations, rows: np.ndarray) -> np.ndarray:
+        seen[(self.key.dataset, -1, len(rows))] += 1
+        return real_take(self, rows)
+
+    real_take = Activations.take
     monkeypatch.setattr(Activations, "read", counted)
+    monkeypatch.setattr(Activations, "take", counted_take)
     return seen
 
 
@@ -82,8 +90,11 @@ class TestTogether:
         results = encode(lake, ["s0", "s1", "s2"], k=6, force=True, quiet=True)
         assert sorted(loads) == ["s0", "s1", "s2"]
         blocks = [(start, min(start + 64, 300)) for start in range(0, 300, 64)]
+        plain = {"a": 300 - 43, "b": 100 - 15}  # every seventh row is a special token
         assert reads == Counter(
-            [("a", *block) for block in blocks] + [("b", start, min(stop, 100)) for start, stop in blocks[:2]]
+            [("a", *block) for block in blocks]
+            + [("b", start, min(stop, 100)) for start, stop in blocks[:2]]
+            + [(dataset, -1, rows) for dataset, rows in plain.items()]
         )
         assert [(r.sae, r.dataset, r.encoded_rows) for r in results] == [
             (f"s{number}", dataset, rows) for number in range(3) for dataset, rows in (("a", 300), ("b", 100))
@@ -120,7 +131,7 @@ class TestTogether:
         encode(lake, ["narrow", "wide"], force=True, quiet=True)
         grids = [lake.codes("a", sae=name).group.grid.shard_rows for name in ("narrow", "wide")]
         assert grids == [128, 32]
-        assert sum(stop - start for _, start, stop in reads) == 300
+        assert sum(stop - start for _, start, stop in reads if start >= 0) == 300
         for name, width in (("narrow", D_SAE), ("wide", 8 * D_SAE)):
             weights = random_sae("topk", d_in=D_IN, d_sae=width, k=6)
             pre = np.maximum(x.astype(np.float64) @ weights.arrays["W_enc"].T + weights.arrays["b_enc"], 0)
@@ -220,7 +231,7 @@ class TestRecord:
         assert record["parameters"]["memory"] == "2GiB"
         (step,) = record["plan"]
         assert step["activations"] == "data/a/m/layer_3/activations/token"
-        assert step["saes"][0] == {"sae": "s", "rows": 300, "k": None}
+        assert step["saes"][0] == {"sae": "s", "rows": 300, "k": 16}  # by when the run ended k was known
         assert {"peak_bytes", "read_bytes", "write_bytes", "flop", "seconds", "weight_passes"} <= set(step)
         done, absent = record["outcome"]
         assert (done["codes"], done["encoded_rows"], done["state"]) == (
@@ -240,7 +251,7 @@ class TestRecord:
         encode(lake, "s", quiet=True)
         assert [record["state"] for record in lake.runs()] == ["done"]
 
-    def test_a_failed_and_a_stopped_run_say_so(
+    def test_a_stopped_run_says_what_it_did_not_finish(
         self, lake: Lake, x: np.ndarray, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         write_sae(lake.storage, "s", mirror_sae(D_IN))
@@ -252,7 +263,9 @@ class TestRecord:
         monkeypatch.setattr("saestore.encoding.run.run_tasks", stop)
         with pytest.raises(KeyboardInterrupt):
             encode(lake, "s", quiet=True)
-        assert [record["state"] for record in lake.runs()] == ["stopped"]
+        (record,) = lake.runs()
+        assert record["state"] == "stopped"
+        assert [(pair["state"], pair["encoded_rows"]) for pair in record["outcome"]] == [("not finished", 0)]
 
 
 class TestDecode:
@@ -309,7 +322,7 @@ def test_a_transcoder_is_measured_against_what_it_predicts(lake: Lake, x: np.nda
     lines: list[str] = []
     unknown = encode(lake, "t", quiet=True, say=lines.append)[0]
     assert unknown.quality["explained_variance"] is None
-    assert any("hook_mlp_out) is not stored" in line for line in lines)
+    assert any("predicts blocks.3.hook_mlp_out; extract" in line for line in lines)
     add_activations(lake, "b", x)
     add_activations(lake, "b", 2 * x, layer="layer_3.mlp_out", hook=out)
     known = encode(lake, "t", datasets=["b"], quiet=True)[0]
@@ -320,9 +333,10 @@ def test_a_transcoder_is_measured_against_what_it_predicts(lake: Lake, x: np.nda
 class TestThroughSAELens:
     """Architectures that SAELens itself encodes, from lake to lake."""
 
+    @pytest.mark.parametrize("k", [8, None])
     @pytest.mark.parametrize("architecture", ["matching_pursuit", "temporal"])
     def test_shards_may_end_within_a_sample(
-        self, lake: Lake, tmp_path: Path, x: np.ndarray, small_shards: None, architecture: str
+        self, lake: Lake, tmp_path: Path, x: np.ndarray, small_shards: None, architecture: str, k: int | None
     ) -> None:
         pytest.importorskip("sae_lens", reason="sae-lens is absent: it encodes these SAEs")
         from saestore.saes import open_sae
@@ -336,15 +350,17 @@ class TestThroughSAELens:
         offsets = lake.positions("a").offsets
         assert any(row not in offsets for row in range(64, 300, 64)), "some shard ends within a sample"
         lines: list[str] = []
-        (result,) = encode(lake, "s", k=8, dtype="float32", force=True, quiet=True, say=lines.append)
+        (result,) = encode(lake, "s", k=k, dtype="float32", force=True, quiet=True, say=lines.append)
         assert result.encoded_rows == 300
         assert "densely by SAELens" in lines[0]
         with torch.no_grad():
             rows = torch.from_numpy(x)
-            samples = [rows[start:stop] for start, stop in zip(offsets[:-1], offsets[1:], strict=True) if stop > start]
-            each = [sae.encode(sample[None])[0] if architecture == "temporal" else sae.encode(sample) for sample in samples]
-            dense = torch.cat(each).numpy()
-        expected = np.where(dense >= -np.sort(-dense, axis=1)[:, 7:8], dense, 0)
+            samples = [rows[start:stop] for start, stop in itertools.pairwise(offsets) if stop > start]
+            if architecture == "temporal":
+                dense = torch.cat([sae.encode(sample[None])[0] for sample in samples]).numpy()
+            else:
+                dense = sae.encode(rows).numpy()
+        expected = dense if k is None else np.where(dense >= -np.sort(-dense, axis=1)[:, k - 1 : k], dense, 0)
         codes = lake.codes("a")
         np.testing.assert_allclose(codes.dense(), expected, rtol=1e-4, atol=1e-5)
         np.testing.assert_array_equal(codes.rows(slice(None)).l0, np.count_nonzero(dense, axis=1))
@@ -357,5 +373,101 @@ class TestThroughSAELens:
         dense_sae("temporal", **TEMPORAL).save_model(tmp_path / "sae")
         write_sae(lake.storage, "s", open_sae(tmp_path / "sae"))
         add_activations(lake, "a", x[:40], sample_type="mean")
-        with pytest.raises(InputError, match="temporal.*one row per sample"):
+        with pytest.raises(InputError, match=r"temporal.*one row per sample"):
             encode(lake, "s", k=8, layers=[3], sample_type="mean", quiet=True)
+
+
+class TestOneAmongSeveral:
+    """What goes wrong with one SAE of a pass is that SAE's alone."""
+
+    @pytest.fixture
+    def pair(self, lake: Lake, x: np.ndarray) -> Lake:
+        write_sae(lake.storage, "good", mirror_sae(D_IN))
+        write_sae(lake.storage, "odd", random_sae("jumprelu", d_in=D_IN, d_sae=D_SAE))
+        add_activations(lake, "a", x)
+        return lake
+
+    def test_damaged_weights(self, pair: Lake) -> None:
+        (damaged,) = (Path(pair.url) / "saes/odd/W_dec/c/0").iterdir()
+        content = bytearray(damaged.read_bytes())
+        content[-9] ^= 1
+        damaged.write_bytes(content)
+        for k in (4, None):
+            results = {r.sae: r for r in encode(pair, ["odd", "good"], k=k, force=True, quiet=True)}
+            assert results["good"].encoded_rows == 300
+            assert results["odd"].state == "left out"
+            assert "W_dec" in results["odd"].reason
+            shutil.rmtree(Path(pair.url) / "data/a/m/layer_3/codes")
+
+    def test_a_failure_while_counting(self, pair: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+        real = encoder.Encoder.encode
+
+        def fails(self: Any, x: np.ndarray, k: int, **options: Any) -> Any:
+            if self.config.architecture == "jumprelu":
+                raise InputError("no")
+            return real(self, x, k, **options)
+
+        monkeypatch.setattr(encoder.Encoder, "encode", fails)
+        results = {r.sae: (r.state, r.encoded_rows) for r in encode(pair, ["odd", "good"], force=True, quiet=True)}
+        assert results == {"good": ("done", 300), "odd": ("left out", 0)}
+
+    def test_what_fits_together_while_counting_may_be_split_afterwards(
+        self, pair: Lake, monkeypatch: pytest.MonkeyPatch, loads: list[str]
+    ) -> None:
+        real = encode_plan.plan_encode
+
+        def tight(source: Any, parts: Any, *arguments: Any, **options: Any) -> Any:
+            if len(parts) > 1 and parts[0].k is not None:
+                raise BudgetError("the slots of both do not fit")
+            return real(source, parts, *arguments, **options)
+
+        monkeypatch.setattr("saestore.encoding.groups.plan_encode", tight)
+        results = encode(pair, ["odd", "good"], force=True, quiet=True)
+        assert {(r.sae, r.state, r.encoded_rows) for r in results} == {("odd", "done", 300), ("good", "done", 300)}
+        assert [len(r.plan.parts) for r in results if r.plan is not None] == [1, 1]
+        assert sorted(loads) == ["good", "good", "odd", "odd"], "each once for counting and once for encoding"
+
+    def test_every_shard_is_written_once_though_one_sae_fails(
+        self, pair: Lake, small_shards: None, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from saestore.rows import RowGroup
+
+        written: Counter[tuple[str, int]] = Counter()
+        real = RowGroup.write_shard
+
+        def fails(self: RowGroup, shard: int, *arguments: Any, **options: Any) -> int:
+            if "/codes/odd/" in self.path and shard == 3:
+                raise IntegrityError("the disk has a hole there")
+            written[(self.path, shard)] += 1
+            return real(self, shard, *arguments, **options)
+
+        monkeypatch.setattr(RowGroup, "write_shard", fails)
+        results = {r.sae: r for r in encode(pair, ["odd", "good"], k=4, force=True, quiet=True)}
+        assert set(written.values()) == {1}
+        assert (results["good"].encoded_rows, results["odd"].state) == (300, "left out")
+        assert results["odd"].reason == "the disk has a hole there"
+
+    def test_holes_of_two_saes_that_differ_are_filled_with_the_bytes_of_before(
+        self, pair: Lake, small_shards: None
+    ) -> None:
+        encode(pair, ["odd", "good"], k=4, force=True, quiet=True)
+        codes = Path(pair.url) / "data/a/m/layer_3/codes"
+        before = {path: path.read_bytes() for path in codes.rglob("*") if path.is_file()}
+        for sae, shard in (("odd", 0), ("odd", 4), ("good", 2), ("good", 4)):
+            for array, chunk in (("indices", f"{shard}/0"), ("values", f"{shard}/0"), ("l0", str(shard))):
+                (codes / sae / "token" / array / "c" / chunk).unlink()
+            (codes / sae / "token/ledger" / f"c.{shard}.0.0").unlink()
+        results = {r.sae: r.encoded_rows for r in encode(pair, ["odd", "good"], k=4, quiet=True)}
+        assert results == {"odd": 64 + 44, "good": 64 + 44}
+        assert {path: path.read_bytes() for path in codes.rglob("*") if path.is_file()} == before
+
+
+def test_a_zero_decoder_row_does_not_spoil_rows_with_empty_slots(lake: Lake, x: np.ndarray) -> None:
+    from saestore.saes.decoder import decode
+
+    sae = random_sae("topk", d_in=D_IN, d_sae=D_SAE, k=6, rescale_acts_by_decoder_norm=True)
+    sae.arrays["W_dec"] = sae.arrays["W_dec"].copy()
+    sae.arrays["W_dec"][0] = 0
+    indices, values = np.array([[5, 0, 0]], np.uint16), np.array([[2.0, 0, 0]], np.float32)
+    norm = np.linalg.norm(sae.arrays["W_dec"][5])
+    np.testing.assert_allclose(decode(sae, indices, values)[0], 2 / norm * sae.arrays["W_dec"][5], rtol=1e-5)

@@ -77,16 +77,16 @@ def planned(config: Any, *, k: int | None, rows: int, budget: int = 2 << 30, hel
         k=k,
         value_bytes=2,
         state_bytes=0,
-        checked=0 if k is None else 256,
+        checked=256,
+        longest=0,
         is_new=True,
     )
     return encode_plan.plan_encode(
-        ActivationsKey("d", "m", "layer_3", "token"),
+        encode_plan.Source(ActivationsKey("d", "m", "layer_3", "token"), rows, 2 * config.d_in, rows),
         [part],
         encode_plan.Resources("cpu", "fp32", 0, budget, None),
         held_bytes=part.matrix_bytes if held else None,
-        row_bytes=2 * config.d_in,
-        sample=Readable(config),
+        weights=Readable(config),
     )
 
 
@@ -500,10 +500,10 @@ class TestPlan:
         add_activations(lake, "large", x)
         real = encode_plan.plan_encode
 
-        def tight(key: Any, *arguments: Any, **options: Any) -> Any:
-            if options["held_bytes"] is not None and key.dataset == "large":
+        def tight(source: Any, *arguments: Any, **options: Any) -> Any:
+            if options["held_bytes"] is not None and source.key.dataset == "large":
                 raise BudgetError("too large to hold")
-            return real(key, *arguments, **options)
+            return real(source, *arguments, **options)
 
         monkeypatch.setattr("saestore.encoding.groups.plan_encode", tight)
         results = encode(lake, "s", k=4, force=True, quiet=True)
