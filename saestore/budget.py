@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 import re
+import sys
 
 import psutil
 
@@ -52,6 +54,13 @@ def require_memory(needed: int, *, budget: int, what: str, remedy: str) -> None:
     """
     if needed > budget:
         raise BudgetError(f"{what} needs {readable_bytes(needed)}, the budget is {readable_bytes(budget)}; {remedy}")
+
+
+def return_freed_memory() -> None:
+    """Give memory that was freed back to the system, where the C library keeps it for itself (glibc does)."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
 
 
 def readable_bytes(count: float) -> str:

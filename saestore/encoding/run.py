@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from saestore.budget import readable_bytes
+from saestore.budget import readable_bytes, return_freed_memory
 from saestore.encoding.groups import Failures, Group, grouped, tasks
 from saestore.encoding.job import EncodeJob, EncodeOptions
 from saestore.encoding.matching import Absent, Wanted, matching
@@ -194,6 +194,7 @@ class EncodeRun:
         """Write what is missing of the codes of jobs over the same activations."""
         for job in jobs:
             job.refresh()
+        return_freed_memory()
         run_tasks(
             tasks(jobs, loading),
             label=f"encode {jobs[0].activations.key.path} with {', '.join(job.key.sae for job in jobs)}",

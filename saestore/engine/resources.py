@@ -7,6 +7,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from typing import Any, TypeVar
 
+from saestore.budget import return_freed_memory
+
 T = TypeVar("T")
 
 _loaded: OrderedDict[Hashable, Any] = OrderedDict()
@@ -35,6 +37,7 @@ def load_once(key: Hashable, load: Callable[[], T], *, keep: int = 1) -> T:
         for other in same_kind[: max(0, len(same_kind) - keep + 1)]:
             del _loaded[other]
         value = load()
+        return_freed_memory()
         _loaded[key] = value
         return value
 
@@ -44,6 +47,7 @@ def release(kind: str) -> None:
     with _loading:
         for key in [key for key in _loaded if isinstance(key, tuple) and key[0] == kind]:
             del _loaded[key]
+    return_freed_memory()
 
 
 def device_lock(device: str) -> threading.Lock:

@@ -40,6 +40,7 @@ Precision = Literal["fp32", "tf32", "bf16"]
 # and 1024 rows 1.00 of the speed of 512, and fewer rows balance better over threads.
 _ROWS = 512
 _CPU_TILE = 1024
+_FINITE_ROWS = 1024  # the test for finite numbers makes copies
 _DEVICE_BUFFER_BYTES = 256 << 20
 
 # By process as well, since a forked child has the dictionary but not the threads.
@@ -162,7 +163,8 @@ def encode_rows(
         raise InputError(f"k is {k}, expected at least 1 slot per row")
     _check_precision(precision, device)
     x = x.detach().to(device=device, dtype=torch.float32).contiguous()
-    broken = int((~torch.isfinite(x).all(dim=1)).sum())
+    blocks = (x[start : start + _FINITE_ROWS] for start in range(0, len(x), _FINITE_ROWS))
+    broken = sum((int((~torch.isfinite(block).all(dim=1)).sum()) for block in blocks), 0)
     if broken:
         raise InputError(
             f"{broken} of {len(x)} rows hold values that are not finite: repair or leave out these activations"

@@ -75,7 +75,6 @@ def open_clip_scope(path: Path, *, hook_name: str | None = None, model_name: str
         d_sae=d_sae,
         k=k,
         apply_b_dec_to_input=True,
-        dtype=tensors["enc"].dtype_name,
         hook_name=hook_name or (f"blocks.{layer.group(1)}.hook_resid_post" if layer else None),
         model_name=model_name or MODEL_NAME,
         source=str(path),

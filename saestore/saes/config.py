@@ -6,6 +6,7 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import NoneType
 from typing import Any, Literal, get_args
 
 from saestore.errors import InputError
@@ -54,6 +55,20 @@ _FOLDED_ONLY = {
     "covariance_whitening": "fold it in with SAELens' sae.fold_activation_whitening(...) and save the SAE again",
 }
 _TRAINING_ONLY = ("batchtopk", "matryoshka_batchtopk")
+
+_TYPES: tuple[tuple[str, tuple[type, ...], tuple[str, ...]], ...] = (
+    ("true or false", (bool,), ("apply_b_dec_to_input", "rescale_acts_by_decoder_norm")),
+    ("true, false or null", (bool, NoneType), ("prepend_bos",)),
+    ("a whole number or null", (int, NoneType), ("hook_head_index", "context_size")),
+    (
+        "a text or null",
+        (str, NoneType),
+        (
+            *("hook_name", "hook_name_out", "model_name", "release", "sae_id", "neuronpedia_id"),
+            *("saelens_config", "normalization", "reshape_activations"),
+        ),
+    ),
+)
 
 # The fields on which the codes depend; the others say where the SAE comes from and belongs.
 ARITHMETIC_FIELDS = (
@@ -149,6 +164,7 @@ class SAEConfig:
             raise InputError(
                 f"SAE architecture {self.architecture!r}{where} is not supported; known: {_list(ARCHITECTURES)}"
             )
+        self._check_types(where)
         if not self.d_out and not self.is_transcoder:
             object.__setattr__(self, "d_out", self.d_in)
         for name in ("d_in", "d_sae", "d_out"):
@@ -173,6 +189,14 @@ class SAEConfig:
                 f"a {self.architecture} SAE{where} was given {'a' if self.saelens_config else 'no'} saelens_config; "
                 f"only {_list(DENSE)} need one"
             )
+
+    def _check_types(self, where: str) -> None:
+        """Refuse values that came from JSON in another type, e.g. the text "false"."""
+        for words, kinds, names in _TYPES:
+            for name in names:
+                value = getattr(self, name)
+                if type(value) not in kinds:  # a bool is no number here
+                    raise InputError(f"{name}={value!r} of the SAE{where} is not usable; expected {words}")
 
     def _check_topk(self, where: str) -> None:
         if self.architecture not in TOPK:

@@ -17,7 +17,7 @@ from saestore.saes.weights import FloatArray, SAEWeights, saelens_options
 if TYPE_CHECKING:
     import torch
 
-GATHER_BYTES = 64 << 20
+GATHER_BYTES = 32 << 20
 """The most decoder rows that are in memory at once."""
 
 

@@ -7,6 +7,7 @@ predicts from the earlier positions of the sample. No tile of units can be encod
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,7 @@ RESCALED = "constant_scalar_rescale"
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
 
 
 def _is_count(value: object) -> bool:
@@ -87,7 +88,7 @@ def saelens_config(raw: Mapping[str, Any], source: str) -> str:
         _check_temporal(fields, raw.get("d_sae"), source)
     is_rescaled = raw.get("normalize_activations") == RESCALED
     shared = {name: raw[name] for name in ("architecture", "d_in", "d_sae") if name in raw}
-    shared["apply_b_dec_to_input"] = bool(raw.get("apply_b_dec_to_input", True))
+    shared["apply_b_dec_to_input"] = raw.get("apply_b_dec_to_input", True)  # SAEConfig checks it
     shared["normalize_activations"] = RESCALED if is_rescaled else "none"
     return json.dumps({**shared, **fields}, sort_keys=True)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,6 +44,13 @@ _NAMES = {
     "r_mag": ("r_mag",),
     "threshold": ("threshold",),
 }
+# What dictionary_learning calls the module that was read, and its output in SAELens' words.
+_SITES = {
+    "resid_post": "hook_resid_post",
+    "mlp_out": "hook_mlp_out",
+    "attention_out": "hook_attn_out",
+    "attn_out": "hook_attn_out",
+}
 _LINEAR = ("encoder.weight", "decoder.weight")
 
 
@@ -56,7 +64,8 @@ def open_dictionary_learning(
     folder : Path
         Holds ``config.json`` (with ``trainer`` and ``buffer``) and ``ae.pt``.
     hook_name, model_name : str, optional
-        Replace ``blocks.{layer}.hook_resid_post`` and the last part of ``lm_name``.
+        Replace the output that ``submodule_name`` says (of the residual stream, if it is not there; none, if it is not
+        known) and the last part of ``lm_name``.
 
     Raises
     ------
@@ -90,15 +99,15 @@ def open_dictionary_learning(
     architecture, subtracts_b_dec = _CLASSES[name]
     buffer = raw.get("buffer")
     d_sae = config_value(raw, "trainer.dict_size", int, file)
-    parameters = _parameters(folder / WEIGHTS_NAME, d_sae)
+    k = config_value(raw, "trainer.k", int, file) if architecture == "topk" else None
+    parameters = _parameters(folder / WEIGHTS_NAME, d_sae, k)
     config = SAEConfig(
         architecture=architecture,
         d_in=config_value(raw, "trainer.activation_dim", int, file),
         d_sae=d_sae,
-        k=config_value(raw, "trainer.k", int, file) if architecture == "topk" else None,
+        k=k,
         apply_b_dec_to_input=subtracts_b_dec,
-        dtype=_dtype(parameters),
-        hook_name=hook_name or f"blocks.{config_value(raw, 'trainer.layer', int, file)}.hook_resid_post",
+        hook_name=hook_name or _hook(raw, file),
         model_name=model_name or config_value(raw, "trainer.lm_name", str, file).split("/")[-1],
         prepend_bos=True,
         context_size=buffer.get("ctx_len") if isinstance(buffer, dict) else None,
@@ -107,11 +116,24 @@ def open_dictionary_learning(
     return FileWeights(config, parameters)
 
 
-def _parameters(path: Path, d_sae: int) -> dict[str, StoredArray | NDArray[Any]]:
+def _hook(raw: dict[str, Any], file: Path) -> str | None:
+    layer = config_value(raw, "trainer.layer", int, file)
+    module = raw["trainer"].get("submodule_name", "resid_post")
+    found = re.match(rf"({'|'.join(_SITES)})(?:_layer_?\d+)?$", str(module))
+    return f"blocks.{layer}.{_SITES[found.group(1)]}" if found else None
+
+
+def _parameters(path: Path, d_sae: int, k: int | None) -> dict[str, StoredArray | NDArray[Any]]:
     """Locate the tensors of a state dictionary, by our names; a threshold for all units is repeated."""
     held = read_torch_file(path)
     if not isinstance(held, dict):
         raise InputError(f"{path} holds a {type(held).__name__}; expected the state dictionary of an SAE")
+    own_k = held.get("k")
+    if k is not None and isinstance(own_k, StoredArray) and not own_k.logical_shape and own_k.read() != k:
+        raise InputError(
+            f"{path} has k={own_k.read():g}, but the {CONFIG_NAME} beside it says k={k}; weights and configuration do "
+            "not belong together"
+        )
     parameters: dict[str, StoredArray | NDArray[Any]] = {}
     for ours, names in _NAMES.items():
         for theirs in names:
@@ -122,8 +144,3 @@ def _parameters(path: Path, d_sae: int) -> dict[str, StoredArray | NDArray[Any]]
     if isinstance(threshold, StoredArray) and not threshold.logical_shape and d_sae > 0:
         parameters["threshold"] = np.full(d_sae, threshold.read(), np.float32)
     return parameters
-
-
-def _dtype(parameters: dict[str, StoredArray | NDArray[Any]]) -> str:
-    encoder = parameters.get("W_enc")
-    return encoder.dtype_name if isinstance(encoder, StoredArray) else "float32"

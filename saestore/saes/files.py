@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import TracebackType
@@ -36,8 +37,12 @@ class Factors:
 
     @classmethod
     def of_norm_scaling(cls, factor: float | None) -> Factors:
-        """Return SAELens' ``fold_activation_norm_scaling_factor``: W_enc * s, W_dec / s, b_dec / s."""
-        return cls() if factor is None else cls(W_enc=factor, W_dec=1 / factor, b_dec=1 / factor)
+        """Return SAELens' ``fold_activation_norm_scaling_factor``: W_enc * s, W_dec / s, b_dec / s (InputError)."""
+        if factor is None:
+            return cls()
+        if not 0 < factor < math.inf:
+            raise InputError(f"norm_scaling_factor={factor} is not usable; expected a finite number above 0")
+        return cls(W_enc=factor, W_dec=1 / factor, b_dec=1 / factor)
 
 
 def matrix_shape(name: str, array: StoredArray, axes: str) -> tuple[int, int]:
@@ -48,15 +53,27 @@ def matrix_shape(name: str, array: StoredArray, axes: str) -> tuple[int, int]:
     return rows, columns
 
 
+def parameter_shapes(config: SAEConfig) -> dict[str, tuple[int, ...]]:
+    """Return every parameter that an architecture has, with its shape in SAELens' order of axes."""
+    widths = matrix_widths(config)
+    return {
+        **({"W_enc": (config.d_in, config.d_sae)} if "W_enc" in widths else {}),
+        "W_dec": (config.d_sae, config.d_out),
+        **dict.fromkeys(unit_vectors(config), (config.d_sae,)),
+        **other_shapes(config),
+    }
+
+
 class FileWeights:
     """An SAE whose parameters lie in files; the reader of each layout builds one.
 
     Parameters
     ----------
     config : SAEConfig
+        Its dtype is taken from the matrices.
     parameters : mapping of name to StoredArray or array
         ``W_enc`` (d_in, d_sae) and ``W_dec`` (d_sae, d_out) as `StoredArray`, in whichever order of axes they are
-        stored; the other parameters of the architecture as either. More than these is left alone.
+        stored; the other parameters of the architecture as either. More than these is left alone, of whatever dtype.
     factors : Factors
         Applied on reading.
 
@@ -79,14 +96,7 @@ class FileWeights:
         factors: Factors | None = None,
     ) -> None:
         self._factors = factors or Factors()
-        widths = matrix_widths(config)
-        expected: dict[str, tuple[int, ...]] = {
-            **({"W_enc": (config.d_in, config.d_sae)} if "W_enc" in widths else {}),
-            "W_dec": (config.d_sae, config.d_out),
-            **dict.fromkeys(unit_vectors(config), (config.d_sae,)),
-            **other_shapes(config),
-        }
-        for name, shape in expected.items():
+        for name, shape in parameter_shapes(config).items():
             if name not in parameters:
                 raise InputError(
                     f"{config.source} lacks {name}, which a {config.architecture} SAE needs; "
@@ -102,15 +112,15 @@ class FileWeights:
                     f"d_sae={config.d_sae}) needs {shape}; weights and configuration do not belong together"
                 )
         self.matrices: dict[MatrixName, Matrix] = {}
-        for matrix in widths:
+        for matrix in matrix_widths(config):
             array = parameters[matrix]
             assert isinstance(array, StoredArray), "matrices stay in their files"
             self.matrices[matrix] = Matrix(matrix, array, getattr(self._factors, matrix))
         self._vectors = {name: parameters[name] for name in (*unit_vectors(config), *other_shapes(config))}
         # what a factor gives does not fit the stored dtype, and whoever copies the weights goes by it
-        dtypes = {matrix.array.dtype for matrix in self.matrices.values()}
+        dtypes = {matrix.array.dtype_name for matrix in self.matrices.values()}
         is_as_stored = self._factors == Factors() and len(dtypes) == 1
-        self.config = config if is_as_stored else dataclasses.replace(config, dtype="float32")
+        self.config = dataclasses.replace(config, dtype=dtypes.pop() if is_as_stored else "float32")
 
     def rows(self, name: MatrixName, units: slice) -> FloatArray:
         """Return the rows of consecutive units, (n_units, width) float32."""
@@ -134,7 +144,19 @@ class FileWeights:
         return values * np.float32(self._factors.b_dec) if name == "b_dec" else values
 
     def content_hash(self) -> str:
-        """Return the hexadecimal sha256 of what the codes depend on (reads all weights once)."""
+        """Return the hexadecimal sha256 of what the codes depend on; see `hash_weights`.
+
+        Reads all weights once, and once more where the file has checksums of them.
+
+        Raises
+        ------
+        IntegrityError
+            If the numbers are not those of the checksums, or not finite.
+        """
+        arrays = [*(matrix.array for matrix in self.matrices.values()), *self._vectors.values()]
+        located = [array for array in arrays if isinstance(array, StoredArray)]
+        for array in {(array.path, array.record): array for array in located}.values():
+            array.verify()
         return hash_weights(self)
 
     def close(self) -> None:

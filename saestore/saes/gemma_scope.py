@@ -20,6 +20,7 @@ _HOOKS = {
     "att": "blocks.{layer}.attn.hook_z",
     "transcoders": "blocks.{layer}.ln2.hook_normalized",
 }
+_EMBEDDING_HOOK = "hook_embed"
 _TRANSCODER_OUTPUT = "blocks.{layer}.hook_mlp_out"
 _WIDTH = re.compile(r"width_(\d+)(k|m)(?![a-z0-9])")
 
@@ -109,7 +110,6 @@ def open_gemma_scope(
         d_sae=d_sae,
         d_out=d_out if place.is_transcoder else d_in,
         apply_b_dec_to_input=False,
-        dtype=arrays["W_enc"].dtype_name,
         hook_name=hook,
         hook_name_out=place.hook_name_out,
         reshape_activations="hook_z" if hook and hook.endswith("hook_z") else "none",
@@ -118,7 +118,7 @@ def open_gemma_scope(
         context_size=1024,
         source=str(file),
     )
-    root = math.sqrt(d_in) if "embedding" in names.split("/") else 1.0
+    root = math.sqrt(d_in) if place.hook_name == _EMBEDDING_HOOK else 1.0
     return FileWeights(config, arrays, factors=Factors(W_enc=1 / root, W_dec=root))
 
 
@@ -137,14 +137,15 @@ def check_width(names: str, d_sae: int, file: Path) -> None:
 
 def _place(names: str) -> Place:
     """Derive from repository and folder names where the weights belong."""
-    found = re.search(r"gemma-scope-(2b|9b|27b)-(pt|it)-(res|mlp|att|transcoders)", names)
-    if found is None:
+    repositories = list(re.finditer(r"gemma-scope-(2b|9b|27b)-(pt|it)-(res|mlp|att|transcoders)", names))
+    if not repositories:
         return Place()
-    size, tuning, site = found.groups()
+    size, tuning, site = repositories[-1].groups()
+    inside = names[repositories[-1].end() :]  # what lies above are the user's own folders
     model = f"gemma-2-{size}" + ("-it" if tuning == "it" else "")
-    if "embedding" in names.split("/"):
-        return Place(model, "hook_embed")
-    layers = re.findall(r"layer_(\d+)", names)
+    if "embedding" in inside.split("/"):
+        return Place(model, _EMBEDDING_HOOK)
+    layers = re.findall(r"layer_(\d+)", inside)
     hook, hook_out = (
         pattern.format(layer=layers[-1]) if layers else None for pattern in (_HOOKS[site], _TRANSCODER_OUTPUT)
     )

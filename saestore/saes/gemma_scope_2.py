@@ -86,7 +86,6 @@ def open_gemma_scope_2(
         d_sae=d_sae,
         d_out=d_in if architecture == "jumprelu" else d_out,
         apply_b_dec_to_input=False,
-        dtype=arrays["w_enc"].dtype_name,
         hook_name=hook,
         hook_name_out=place.hook_name_out,
         reshape_activations="hook_z" if hook and hook.endswith("hook_z") else "none",
@@ -114,7 +113,10 @@ def _read_config(path: Path) -> dict[str, Any]:
 def _place(names: str, raw: dict[str, Any]) -> Place:
     """Derive where the weights belong from repository and folder names and the configuration."""
     repository = re.search(r"gemma-scope-2-(270m|1b|4b|12b|27b)-(pt|it)", names)
-    model = raw.get("model_name") or (repository and f"gemma-3-{repository.group(1)}-{repository.group(2)}")
+    model = raw.get("model_name")
+    if not isinstance(model, str | None):
+        raise InputError(f"model_name={model!r} in the {CONFIG_NAME} of {names} is not usable; expected a text")
+    model = model or (repository and f"gemma-3-{repository.group(1)}-{repository.group(2)}")
     if model:
         model = model if "google" in model else f"google/{model}"
         model = model.replace("-v3", "-3")
@@ -122,7 +124,8 @@ def _place(names: str, raw: dict[str, Any]) -> Place:
             model = model.replace("-pt", "")
     site = _SITE.search(names)
     if site is None:
-        return Place(model, is_transcoder="hf_hook_point_out" in raw)
+        output = raw.get("hf_hook_point_out")
+        return Place(model, is_transcoder=output is not None and output != raw.get("hf_hook_point_in"))
     kind, layer = site.groups()
     is_transcoder = kind == "transcoder"
     hook_out = _TRANSCODER_OUTPUT.format(layer=layer) if is_transcoder else None

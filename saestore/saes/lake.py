@@ -34,7 +34,11 @@ class LakeWeights:
         self._group = group
         self._config = SAEConfig.from_dict(group.attributes["config"])
         links: Mapping[MatrixName, dict[str, Any]] = group.attributes.get("links", {})
-        self._linked = {name: follow(name, link, sae=self.name) for name, link in links.items()}
+        widths = matrix_widths(self._config)
+        self._linked = {
+            name: follow(name, link, shape=(self._config.d_sae, widths.get(name, 0)), sae=self.name)
+            for name, link in links.items()
+        }
 
     @property
     def config(self) -> SAEConfig:
@@ -131,7 +135,7 @@ def write_sae(
     ConflictError
         An SAE with other weights, or of another hook or model, has that name.
     InputError
-        A link was asked for, and the weights are not in local files.
+        A link was asked for, and the weights are not in local files, or in the cache folder.
     """
     config = weights.config
     widths = {} if link else matrix_widths(config)

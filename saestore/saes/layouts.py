@@ -56,13 +56,19 @@ def open_path(
     """
     if path.name == Path(llama_scope.WEIGHTS_NAME).name and path.parent.name == "checkpoints":
         path = path.parent.parent
+    elif path.name in (saelens.CONFIG_NAME, llama_scope.CONFIG_NAME):
+        path = path.parent
     held = sorted(entry.name for entry in path.iterdir()) if path.is_dir() else [path.name]
     folder = path if path.is_dir() else path.parent
-    if sparsify.WEIGHTS_NAME not in held and {saelens.CONFIG_NAME, saelens.WEIGHTS_NAME} & set(held):
+    # a configuration decides only where no weights do: tools share its name
+    is_decided = not {
+        *(sparsify.WEIGHTS_NAME, gemma_scope.FILE_NAME, gemma_scope_2.FILE_NAME, dictionary_learning.WEIGHTS_NAME)
+    }.isdisjoint(held)
+    if saelens.WEIGHTS_NAME in held or (saelens.CONFIG_NAME in held and not is_decided):
         return saelens.open_saelens(
             folder, hook_name=hook_name, model_name=model_name, norm_scaling_factor=norm_scaling_factor
         )
-    if llama_scope.CONFIG_NAME in held:
+    if llama_scope.CONFIG_NAME in held and not is_decided:
         return llama_scope.open_llama_scope(
             folder, hook_name=hook_name, model_name=model_name, norm_scaling_factor=norm_scaling_factor
         )

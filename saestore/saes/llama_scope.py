@@ -71,8 +71,6 @@ def open_llama_scope(
     norm = config_value(raw, "dataset_average_activation_norm.in", float, file)
     if not (norm > 0 and d_in > 0):
         raise InputError(f"{file} says d_model={d_in} and an average norm of {norm}; expected numbers above 0")
-    if norm_scaling_factor is not None and not norm_scaling_factor > 0:
-        raise InputError(f"norm_scaling_factor={norm_scaling_factor} is not usable; expected a number above 0")
     arrays = read_safetensors_header(folder / WEIGHTS_NAME)
     missing = [name for name in _NAMES if name not in arrays]
     if missing:
@@ -80,12 +78,12 @@ def open_llama_scope(
             f"{folder / WEIGHTS_NAME} lacks {', '.join(missing)}; it holds {', '.join(sorted(arrays)) or 'nothing'}"
         )
     factor = math.sqrt(d_in) / norm
+    factors = Factors.of_norm_scaling(factor if norm_scaling_factor is None else norm_scaling_factor)
     config = SAEConfig(
         architecture="jumprelu",
         d_in=d_in,
         d_sae=d_sae,
         apply_b_dec_to_input=False,
-        dtype=arrays["encoder.weight"].dtype_name,
         hook_name=hook_name or config_value(raw, "hook_point_in", str, file),
         model_name=model_name or MODEL_NAME,
         prepend_bos=True,
@@ -99,4 +97,4 @@ def open_llama_scope(
         "b_dec": arrays["decoder.bias"],
         "threshold": np.full(d_sae, threshold * factor, np.float32),
     }
-    return FileWeights(config, parameters, factors=Factors.of_norm_scaling(norm_scaling_factor or factor))
+    return FileWeights(config, parameters, factors=factors)

@@ -68,7 +68,6 @@ def open_qwen_scope(
         d_sae=d_sae,
         k=int(k),
         apply_b_dec_to_input=False,
-        dtype=held["W_enc"].dtype_name,
         hook_name=hook_name or (f"blocks.{layer.group(1)}.hook_resid_post" if layer else None),
         model_name=model_name or f"Qwen/{model}",
         prepend_bos=True,

@@ -7,16 +7,17 @@ import dataclasses
 import difflib
 import hashlib
 import os
-import shutil
-from collections.abc import Iterable
+import tempfile
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from saestore.cache import cache_folder
-from saestore.errors import DependencyError, MissingError
+from saestore.errors import DependencyError, MissingError, SaestoreError
 from saestore.saes import dictionary_learning, gemma_scope, gemma_scope_2, llama_scope, sparsify
 from saestore.saes.files import FileWeights
+from saestore.saes.json_config import read_json_config
 from saestore.saes.layouts import open_path
-from saestore.saes.saelens import CONFIG_NAME, WEIGHTS_NAME, is_unfolded, read_json
+from saestore.saes.saelens import CONFIG_NAME, WEIGHTS_NAME, is_unfolded
 
 # The files that our readers need, by SAELens' name of the layout, relative to the folder that the registry names;
 # an empty name is what it names itself.
@@ -63,6 +64,8 @@ def from_registry(
         If ``sae_lens`` is not installed.
     MissingError
         If the registry does not know the SAE, or it cannot be downloaded.
+    SaestoreError
+        If it cannot be kept in the cache folder.
     """
     try:
         from sae_lens.loading import pretrained_saes_directory as directory
@@ -83,19 +86,13 @@ def from_registry(
         raise MissingError(f"release {release!r} has no SAE {sae_id!r}{_nearest(sae_id, entry.saes_map)}")
     repo_id, folder = directory.get_repo_id_and_folder_name(release, sae_id)
     layout = (entry.conversion_func if entry is not None else None) or "sae_lens"
-    try:
-        if layout in _FILES and not (entry is not None and entry.config_overrides):
+    if layout in _FILES and not (entry is not None and entry.config_overrides):
+        with _fetching(f"{release}:{sae_id} ({repo_id}/{folder})"):
             path = _downloaded(repo_id, folder, layout)
-        else:
-            path = _converted(release, sae_id, cache or cache_folder())
-    except Exception as error:  # the hub's client, its HTTP library and SAELens each raise errors of their own
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise MissingError(
-            f"{release}:{sae_id} ({repo_id}/{folder}) is not in the hub's cache and cannot be downloaded "
-            f"({reason[:160]}); connect, set HF_HOME to a folder that has it, or give a local folder"
-        ) from error
+    else:
+        path = _converted(release, sae_id, cache or cache_folder())
     config = path / CONFIG_NAME
-    is_scaled = layout == "llama_scope" or (config.is_file() and is_unfolded(read_json(config)))
+    is_scaled = layout == "llama_scope" or (config.is_file() and is_unfolded(read_json_config(config, "SAELens")))
     if norm_scaling_factor is None and is_scaled:
         norm_scaling_factor = directory.get_norm_scaling_factor(release, sae_id)
     weights = open_path(
@@ -138,18 +135,48 @@ def _converted(release: str, sae_id: str, cache: Path) -> Path:
     """Load an SAE of another layout through SAELens and keep it in SAELens' layout; return the folder."""
     key = hashlib.sha256(f"{release}\0{sae_id}".encode()).hexdigest()[:16]
     folder = cache / "saelens" / key
-    if (folder / CONFIG_NAME).is_file() and (folder / WEIGHTS_NAME).is_file():
+    if _is_whole(folder):
         return folder
     from sae_lens import SAE
 
-    sae = SAE.from_pretrained(release, sae_id)
+    with _fetching(f"{release}:{sae_id}"):
+        sae = SAE.from_pretrained(release, sae_id)
     for parameter in sae.parameters():  # several loaders leave transposed views, which cannot be saved
         parameter.data = parameter.data.contiguous()
-    partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
-    sae.save_model(partial)
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(partial, folder)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=key, suffix=".partial") as partial:
+            sae.save_model(Path(partial) / "sae")
+            try:
+                os.rename(Path(partial) / "sae", folder)
+            except OSError:
+                if not _is_whole(folder):  # another process was first
+                    raise
+    except Exception as error:  # of the disk, or of the library that writes the file
+        raise SaestoreError(
+            f"{release}:{sae_id} cannot be kept in {folder} ({_first_line(error)}); remove that folder, or set "
+            "SAESTORE_CACHE to one with room"
+        ) from error
     return folder
+
+
+def _is_whole(folder: Path) -> bool:
+    return (folder / CONFIG_NAME).is_file() and (folder / WEIGHTS_NAME).is_file()
+
+
+@contextlib.contextmanager
+def _fetching(name: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # the hub's client, its HTTP library and SAELens each raise errors of their own
+        raise MissingError(
+            f"{name} is not in the hub's cache and cannot be downloaded or loaded ({_first_line(error)}); connect, set "
+            "HF_HOME to a folder that has it, or give a local folder"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:160]
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:

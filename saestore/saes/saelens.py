@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
 from saestore.errors import InputError, MissingError
 from saestore.saes.config import DENSE, TOPK, TRANSCODERS, SAEConfig
 from saestore.saes.dense import RESCALED, fold_scaling, saelens_config
-from saestore.saes.files import Factors, FileWeights
-from saestore.saes.stored import read_safetensors_header
+from saestore.saes.files import Factors, FileWeights, parameter_shapes
+from saestore.saes.json_config import read_json_config
+from saestore.saes.stored import StoredArray, read_safetensors_header
 
 CONFIG_NAME = "cfg.json"
 WEIGHTS_NAME = "sae_weights.safetensors"
@@ -59,30 +59,40 @@ def open_saelens(
     for name in (CONFIG_NAME, WEIGHTS_NAME):
         if not (folder / name).is_file():
             raise MissingError(f"{folder} has no {name}; a SAELens folder holds {CONFIG_NAME} and {WEIGHTS_NAME}")
-    raw = read_json(folder / CONFIG_NAME)
+    raw = read_json_config(folder / CONFIG_NAME, "SAELens")
     arrays = read_safetensors_header(folder / WEIGHTS_NAME)
+    factors = Factors.of_norm_scaling(norm_scaling_factor)
     if norm_scaling_factor is not None:
         if not is_unfolded(raw):
             raise InputError(
                 f"norm_scaling_factor={norm_scaling_factor} was given, but {folder / CONFIG_NAME} says "
                 f"normalize_activations={raw.get('normalize_activations')!r}; leave it out"
             )
-        if not norm_scaling_factor > 0:
-            raise InputError(f"norm_scaling_factor={norm_scaling_factor} is not usable; expected a number above 0")
         raw = {**fold_scaling(raw, norm_scaling_factor, str(folder)), "normalize_activations": "none"}
-    matrix = arrays.get("W_enc", arrays.get("W_dec"))
-    stored_dtype = str(raw.get("dtype", "float32")) if matrix is None else matrix.dtype_name
-    config = config_from_saelens(raw, dtype=stored_dtype, source=str(folder))
+    config = _config(raw, str(folder))
     config = dataclasses.replace(
         config, hook_name=hook_name or config.hook_name, model_name=model_name or config.model_name
     )
-    factors = Factors.of_norm_scaling(norm_scaling_factor)
     if config.architecture == "matching_pursuit":
         factors = Factors(b_dec=factors.b_dec)  # one matrix encodes and decodes: multiplied, then divided
+    _check_names(config, arrays, folder / WEIGHTS_NAME)
     return FileWeights(config, arrays, factors=factors)
 
 
-def config_from_saelens(raw: dict[str, Any], *, dtype: str, source: str) -> SAEConfig:
+def _check_names(config: SAEConfig, arrays: dict[str, StoredArray], file: Path) -> None:
+    """Refuse tensors that the architecture does not have: the configuration may be that of another SAE."""
+    for name in sorted(set(arrays) - set(parameter_shapes(config))):
+        if name == "scaling_factor":  # SAELens wrote one for a time, and takes it for nothing where it is 1
+            if (arrays[name].read() == 1).all():
+                continue
+            raise InputError(f"{file} has a scaling_factor other than 1; multiply it into W_dec and save the SAE again")
+        raise InputError(
+            f"{file} holds {name}, which a {config.architecture} SAE does not have; weights and configuration do not "
+            "belong together"
+        )
+
+
+def _config(raw: dict[str, Any], source: str) -> SAEConfig:
     """Translate the content of a ``cfg.json``, of SAELens 6 or older.
 
     What is not set there has SAELens' default, where SAELens has one that cannot be wrong: the architecture, the K of a
@@ -97,7 +107,7 @@ def config_from_saelens(raw: dict[str, Any], *, dtype: str, source: str) -> SAEC
     ----------
     Older configurations are read as ``handle_pre_6_0_config`` in SAELens 6.54 does.
     """
-    metadata = raw.get("metadata") or {}
+    metadata = _mapping(raw, "metadata", source)
     major = str(raw.get("sae_lens_version") or metadata.get("sae_lens_version") or "0").split(".")[0]
     if not major.isdigit() or int(major) < 6:
         metadata = raw = _modern(raw, source)
@@ -112,11 +122,11 @@ def config_from_saelens(raw: dict[str, Any], *, dtype: str, source: str) -> SAEC
             **{name: raw[name] for name in ("d_in", "d_sae") if name in raw},
             "d_out": raw.get("d_out", 0) if architecture in TRANSCODERS else 0,
             "k": raw.get("k") if architecture in TOPK else None,
-            "apply_b_dec_to_input": bool(raw.get("apply_b_dec_to_input", architecture not in TRANSCODERS)),
+            "apply_b_dec_to_input": raw.get("apply_b_dec_to_input", architecture not in TRANSCODERS),
             "normalization": "none" if (architecture, normalization) == ("temporal", RESCALED) else normalization,
-            "rescale_acts_by_decoder_norm": architecture in TOPK
-            and bool(raw.get("rescale_acts_by_decoder_norm", False)),
-            "dtype": dtype,
+            "rescale_acts_by_decoder_norm": raw.get("rescale_acts_by_decoder_norm", False)
+            if architecture in TOPK
+            else False,
             "reshape_activations": raw.get("reshape_activations") or "none",
             **{name: metadata.get(name) for name in _METADATA},
             "source": source,
@@ -130,7 +140,7 @@ def _modern(raw: dict[str, Any], source: str) -> dict[str, Any]:
     renamed = {"hook_point": "hook_name", "hook_point_head_index": "hook_head_index"}
     raw = {"prepend_bos": True} | {renamed.get(key, key): value for key, value in raw.items()}
     activation = raw.get("activation_fn_str") or raw.get("activation_fn") or "relu"
-    arguments = raw.get("activation_fn_kwargs") or {}
+    arguments = _mapping(raw, "activation_fn_kwargs", source)
     if activation not in ("relu", "topk"):
         raise InputError(f"activation {activation!r} of the SAE in {source} is not supported; known: relu, topk")
     if raw.get("finetuning_scaling_factor"):
@@ -147,7 +157,7 @@ def _modern(raw: dict[str, Any], source: str) -> dict[str, Any]:
     if raw["normalize_activations"] is True:
         raw["normalize_activations"] = "expected_average_only_in"
     if "reshape_activations" not in raw:
-        raw["reshape_activations"] = "hook_z" if "hook_z" in (raw.get("hook_name") or "") else "none"
+        raw["reshape_activations"] = "hook_z" if "hook_z" in str(raw.get("hook_name")) else "none"
     return raw
 
 
@@ -156,12 +166,8 @@ def is_unfolded(raw: dict[str, Any]) -> bool:
     return raw.get("normalize_activations") in ("expected_average_only_in", True)
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a ``cfg.json``; InputError if it is no JSON object."""
-    try:
-        content = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path} is not JSON ({error}); expected the configuration that SAELens writes") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{path} holds a {type(content).__name__}; expected the JSON object that SAELens writes")
-    return content
+def _mapping(raw: dict[str, Any], name: str, source: str) -> dict[str, Any]:
+    found = raw.get(name)
+    if not isinstance(found, dict | None):
+        raise InputError(f"{name}={found!r} of the SAE in {source} is not usable; expected a JSON object")
+    return found or {}

@@ -69,7 +69,6 @@ def open_saev(path: Path, *, hook_name: str | None = None, model_name: str | Non
         d_sae=d_sae,
         k=k,
         apply_b_dec_to_input=is_first,
-        dtype=held["W_enc"].dtype_name,
         hook_name=hook_name,
         model_name=model_name,
         source=str(path),

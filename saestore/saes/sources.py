@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from saestore.errors import MissingError
+from saestore.errors import InputError, MissingError
 from saestore.saes import registry
 from saestore.saes.layouts import LAYOUTS, open_path
 from saestore.saes.weights import SAEWeights
@@ -54,11 +54,19 @@ def open_sae(
     ...     sae.rows("W_enc", slice(0, 8)).shape
     (8, 384)
     """
-    path = Path(source).expanduser()
-    if path.exists():
-        return open_path(
-            path, hook_name=hook_name, model_name=model_name, norm_scaling_factor=norm_scaling_factor, cache=cache
-        )
+    try:
+        path = Path(source).expanduser()
+    except RuntimeError:
+        raise MissingError(f"there is no user of {source}; give the whole path") from None
+    try:
+        if path.exists():
+            return open_path(
+                path, hook_name=hook_name, model_name=model_name, norm_scaling_factor=norm_scaling_factor, cache=cache
+            )
+    except OSError as error:
+        raise InputError(
+            f"{error.filename or path} cannot be read ({error.strerror}); expected the files of an SAE"
+        ) from None
     release, colon, sae_id = str(source).partition(":")
     if colon and release and sae_id and not str(source).startswith((".", "~", "/")) and "\\" not in str(source):
         return registry.from_registry(

@@ -16,7 +16,7 @@ CONFIG_NAME = "cfg.json"
 WEIGHTS_NAME = "sae.safetensors"
 
 _NAMES = {"encoder.weight": "W_enc", "encoder.bias": "b_enc", "W_dec": "W_dec", "b_dec": "b_dec", "W_skip": "W_skip"}
-_BLOCK = re.compile(r"(?:layers|h)[._](\d+)(?:[._](mlp|attn|self_attn|attention))?$")
+_BLOCK = re.compile(r"(?:^|\.)(?:layers|h)[._](\d+)(?:[._](mlp|attn|self_attn|attention))?$")
 
 
 def open_sparsify(folder: Path, *, hook_name: str | None = None, model_name: str | None = None) -> FileWeights:
@@ -61,6 +61,11 @@ def open_sparsify(folder: Path, *, hook_name: str | None = None, model_name: str
     if "W_enc" in parameters:
         parameters["W_enc"] = parameters["W_enc"].transposed
     is_transcoder = architecture != "topk"
+    if "W_skip" in parameters and architecture != "topk_skip_transcoder":
+        raise InputError(
+            f"{folder / WEIGHTS_NAME} holds W_skip, but {file} does not say skip_connection; weights and configuration "
+            "do not belong together"
+        )
     config = SAEConfig(
         architecture=architecture,
         d_in=d_in,
@@ -68,7 +73,6 @@ def open_sparsify(folder: Path, *, hook_name: str | None = None, model_name: str
         d_out=d_in,
         k=config_value(raw, "k", int, file),
         apply_b_dec_to_input=not is_transcoder,
-        dtype=parameters["W_enc"].dtype_name if "W_enc" in parameters else "float32",
         hook_name=hook_name or (None if is_transcoder else _hook(folder)),
         hook_name_out=_hook(folder) if is_transcoder else None,
         model_name=model_name or _model(folder),
@@ -94,7 +98,7 @@ def _architecture(raw: dict[str, Any], file: Path) -> Architecture:
 def _hook(folder: Path) -> str | None:
     """Return the SAELens name of the output of the module after which a folder is named, where it has one."""
     name = folder.absolute().name
-    if name.endswith("embed_tokens"):
+    if name.split(".")[-1] == "embed_tokens":
         return "hook_embed"
     block = _BLOCK.search(name)
     if block is None:

@@ -6,7 +6,9 @@ cut-off file kills the process, while a short read is an error that names the fi
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import errno
 import hashlib
 import json
 import math
@@ -15,42 +17,55 @@ import shutil
 import tempfile
 import zipfile
 import zlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from io import RawIOBase
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from saestore.cache import cache_folder
 from saestore.errors import DependencyError, InputError, IntegrityError, MissingError, SaestoreError
 from saestore.saes.weights import FloatArray
 
 _BUFFER_BYTES = 8 * 2**20
-_SAFETENSORS_DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "bfloat16"}
-_TORCH_DTYPES = {
-    "torch.float64": "<f8",
-    "torch.float32": "<f4",
-    "torch.float16": "<f2",
-    "torch.bfloat16": "bfloat16",
-    "torch.int32": "<i4",
-    "torch.int64": "<i8",
+_FLOATS = ("bfloat16", *(order + kind for order in "<>" for kind in ("f2", "f4", "f8")))
+_NAMED_DTYPES = {
+    **{"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "bfloat16"},
+    **{"torch.float64": "<f8", "torch.float32": "<f4", "torch.float16": "<f2", "torch.bfloat16": "bfloat16"},
+    **{"torch.int32": "<i4", "torch.int64": "<i8"},
 }
+"""Dtypes by their names in files; one that is not here keeps its name, and its numbers cannot be read."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """A member of a zip file that lies in it as it is: where, how long, and the CRC-32 it should have."""
+
+    offset: int
+    bytes: int
+    crc: int
 
 
 @dataclass(frozen=True)
 class StoredArray:
     """A dense array inside a file, in C order.
 
-    dtype : a numpy dtype string with byte order, or ``bfloat16``
+    dtype : a numpy dtype string with byte order, or ``bfloat16``; of what is neither, its name in the file
+    stamp : size and time of the last change of the file when the array was located, see `file_stamp`
     reversed_axes : whether the array the file speaks of is the transpose of the one described here (Fortran order)
+    record : the member of a zip file that it lies in, if that has a CRC-32
     """
 
     path: Path
     offset: int
     dtype: str
     shape: tuple[int, ...]
+    stamp: tuple[int, int]
     reversed_axes: bool = False
+    record: Record | None = None
 
     @property
     def transposed(self) -> StoredArray:
@@ -65,23 +80,51 @@ class StoredArray:
     @property
     def dtype_name(self) -> str:
         """The dtype in SAELens' words, e.g. ``float32``."""
-        return self.dtype if self.dtype == "bfloat16" else np.dtype(self.dtype).name
+        return np.dtype(self.dtype).name if self._is_numpy else self.dtype
 
     @property
     def is_float(self) -> bool:
         """Whether its elements are floats, as those of weights must be; counters in checkpoints are not."""
-        return self.dtype == "bfloat16" or np.dtype(self.dtype).kind == "f"
+        return self.dtype in _FLOATS
 
     @property
     def itemsize(self) -> int:
         """Bytes per element."""
-        return 2 if self.dtype == "bfloat16" else np.dtype(self.dtype).itemsize
+        return np.dtype(self.dtype).itemsize if self._is_numpy else 2
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of the whole array."""
+        return math.prod(self.shape) * self.itemsize
+
+    @property
+    def _is_numpy(self) -> bool:
+        return self.dtype[:1] in "<>|"
 
     def read(self) -> FloatArray:
-        """Return the whole array as float32, in its logical shape."""
+        """Return the whole array as float32, in its logical shape; InputError if it is of neither floats nor ints."""
+        if not self.is_float and self.dtype[1:] not in ("i4", "i8"):
+            raise InputError(f"an array of {self.path} with shape {self.shape} is {self.dtype_name}; expected floats")
         with self._open() as file:
             values = self._read_run(file, 0, math.prod(self.shape)).reshape(self.shape)
         return np.ascontiguousarray(values.T) if self.reversed_axes else values
+
+    def verify(self) -> None:
+        """Read the member of the zip file in which the array lies, if it has a CRC-32, and compare (IntegrityError)."""
+        if self.record is None:
+            return
+        found, buffer = 0, np.empty(min(self.record.bytes, _BUFFER_BYTES), np.uint8)
+        with self._open() as file:
+            file.seek(self.record.offset)
+            for first in range(0, self.record.bytes, _BUFFER_BYTES):
+                part = buffer[: self.record.bytes - first]
+                self._fill(file, part)
+                found = zlib.crc32(part.data, found)
+        if found != self.record.crc:
+            raise IntegrityError(
+                f"{self.path} is damaged: {self.record.bytes} bytes from {self.record.offset} on do not have the "
+                "CRC-32 that the file gives for them; fetch it again"
+            )
 
     def rows(self, start: int, stop: int) -> FloatArray:
         """Return rows of a two-dimensional array, in the order of the file: (stop - start, shape[1]) float32."""
@@ -107,68 +150,123 @@ class StoredArray:
                 out[:, first:last] = block.T
         return out
 
+    def take_columns(self, columns: NDArray[np.integer[Any]]) -> FloatArray:
+        """Return chosen columns of a two-dimensional array as rows, in one pass over it: (n, shape[0]) float32."""
+        height, width = self.shape
+        out = np.empty((len(columns), height), np.float32)
+        step = max(1, _BUFFER_BYTES // (4 * width))
+        with self._open() as file:
+            for first in range(0, height, step):
+                last = min(first + step, height)
+                block = self._read_run(file, first * width, (last - first) * width).reshape(last - first, width)
+                out[:, first:last] = block[:, columns].T
+        return out
+
     def _open(self) -> RawIOBase:
         try:
-            return open(self.path, "rb", buffering=0)
+            file = open(self.path, "rb", buffering=0)  # noqa: SIM115 the caller closes it
         except OSError as error:
             raise InputError(f"{self.path} cannot be read ({error.strerror}); expected the weights of an SAE") from None
+        if file_stamp(file.fileno()) != self.stamp:
+            file.close()
+            raise IntegrityError(
+                f"{self.path} was changed or replaced after it was opened; open the SAE again, or, where it is linked, "
+                "bring the file back or import the SAE again under another name"
+            )
+        return file
 
     def _read_run(self, file: RawIOBase, first: int, count: int) -> FloatArray:
-        """Read `count` elements from the `first` on, as float32."""
-        raw = np.empty(count, "<u2" if self.dtype == "bfloat16" else self.dtype)
-        view = raw.view(np.uint8).data
+        """Read `count` elements from the `first` on, as float32; other dtypes go through a small buffer."""
+        out = np.empty(count, np.float32)
         file.seek(self.offset + first * self.itemsize)
+        stored = np.dtype("<u2" if self.dtype == "bfloat16" else self.dtype)
+        if stored == np.float32:
+            self._fill(file, out)
+            return out
+        buffer = np.empty(min(count, _BUFFER_BYTES // stored.itemsize), stored)
+        for start in range(0, count, max(1, len(buffer))):
+            part = buffer[: count - start]
+            self._fill(file, part)
+            run = slice(start, start + len(part))
+            if self.dtype == "bfloat16":
+                np.left_shift(part, 16, out=out.view(np.uint32)[run], dtype=np.uint32)
+            else:
+                out[run] = part
+        return out
+
+    def _fill(self, file: RawIOBase, values: NDArray[Any]) -> None:
+        view = values.view(np.uint8).data
         while view:  # one system call reads at most 2 GiB
-            got = file.readinto(view)
+            try:
+                got = file.readinto(view)
+            except OSError as error:
+                raise InputError(f"{self.path} cannot be read ({error.strerror}); copy it to another disk") from None
             if not got:
                 raise IntegrityError(
                     f"{self.path} ends {len(view)} bytes too early; the file is cut off: fetch it again"
                 )
             view = view[got:]
-        if self.dtype == "bfloat16":
-            return (raw.astype(np.uint32) << 16).view(np.float32)
-        return raw.astype(np.float32, copy=False)
+
+
+def file_stamp(file: Path | int) -> tuple[int, int]:
+    """Return by what a file, or an open descriptor, is known to be as it was: bytes, and time of the last change."""
+    found = os.stat(file)
+    return found.st_size, found.st_mtime_ns
+
+
+@contextlib.contextmanager
+def _parsing(path: Path, kind: str) -> Iterator[None]:
+    """Make one line of whatever the parser of a damaged file raises: each has a dozen kinds of errors.
+
+    What the disk says goes on to the reader's caller, but for positions that a damaged header made up.
+    """
+    try:
+        yield
+    except SaestoreError:
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:
+            raise
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise IntegrityError(f"{path} is not a whole {kind} ({reason[:120]}); fetch it again") from None
 
 
 def read_safetensors_header(path: Path) -> dict[str, StoredArray]:
-    """Return where each tensor of a safetensors file lies.
+    """Return where each tensor of a safetensors file lies, of whatever dtype.
 
     Raises
     ------
     IntegrityError
         If the file is cut off or its header is damaged.
-    InputError
-        If it holds a dtype that is no float this library reads.
 
     References
     ----------
     Format: 8 bytes little-endian header length, a JSON header with ``data_offsets``, then the data.
     """
-    damaged = f"{path} is not a whole safetensors file"
-    size = path.stat().st_size
-    with open(path, "rb") as file:
+    with _parsing(path, "safetensors file"), open(path, "rb") as file:
+        stamp = size, _ = file_stamp(file.fileno())
         length = int.from_bytes(file.read(8), "little")
         if size < 8 or length > size - 8:
-            raise IntegrityError(f"{damaged}: it has {size} bytes and announces a header of {length}; fetch it again")
-        try:
-            header = json.loads(file.read(length))
-            tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
-            end = max((int(entry["data_offsets"][1]) for entry in tensors.values()), default=0)
-        except (ValueError, AttributeError, TypeError, KeyError, IndexError):
-            raise IntegrityError(f"{damaged}: its header is damaged; fetch it again") from None
-    if size != 8 + length + end:
-        raise IntegrityError(f"{damaged}: it has {size} bytes, its header needs {8 + length + end}; fetch it again")
-    arrays = {}
-    for name, entry in tensors.items():
-        dtype = _SAFETENSORS_DTYPES.get(entry["dtype"])
-        if dtype is None:
-            raise InputError(f"{name} in {path} is {entry['dtype']}; expected one of {', '.join(_SAFETENSORS_DTYPES)}")
-        arrays[name] = StoredArray(path, 8 + length + int(entry["data_offsets"][0]), dtype, tuple(entry["shape"]))
+            raise ValueError(f"it has {size} bytes and announces a header of {length}")
+        entries = json.loads(file.read(length))
+        arrays, end = dict[str, StoredArray](), 0
+        for name, entry in entries.items():
+            if name != "__metadata__":
+                (begin, stop), shape = entry["data_offsets"], entry["shape"]
+                if not all(type(number) is int and number >= 0 for number in (begin, stop, *shape)):
+                    raise ValueError(f"the place of {name} is damaged")
+                dtype = _NAMED_DTYPES.get(entry["dtype"], str(entry["dtype"]))
+                array = StoredArray(path, 8 + length + begin, dtype, tuple(shape), stamp)
+                if stop < begin or (array.is_float and stop - begin != array.stored_bytes):
+                    raise ValueError(f"{name} {shape} of {array.dtype_name} does not fill its {stop - begin} bytes")
+                arrays[name], end = array, max(end, stop)
+        if size != 8 + length + end:
+            raise ValueError(f"it has {size} bytes, its header needs {8 + length + end}")
     return arrays
 
 
 def read_npz_members(path: Path, *, cache: Path | None = None) -> dict[str, StoredArray]:
-    """Return where each array of an ``.npz`` file lies.
+    """Return where each array of an ``.npz`` file lies, of whatever dtype.
 
     Members that are stored (``np.savez``) are used in place; deflated ones (``np.savez_compressed``) cannot be read
     by tile and are unpacked once, streaming, to ``.npy`` files in the cache folder (`cache_folder` by default).
@@ -177,51 +275,45 @@ def read_npz_members(path: Path, *, cache: Path | None = None) -> dict[str, Stor
     ------
     IntegrityError
         If the file is cut off or damaged.
-    InputError
-        If a member is no plain array of floats.
     """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = [member for member in archive.infolist() if member.filename.endswith(".npy")]
-            arrays = {}
-            for member in members:
-                if member.compress_type == zipfile.ZIP_STORED:
-                    located = path, _stored_offset(path, member)
+    arrays = {}
+    with _parsing(path, "npz file"), zipfile.ZipFile(path) as archive:
+        for member in archive.infolist():
+            if member.filename.endswith(".npy"):
+                record = None
+                if member.compress_type == zipfile.ZIP_STORED and not member.flag_bits & 1:
+                    record = _record(path, member)
+                    array = _read_npy_header(path, record.offset, member.file_size)
                 else:
-                    located = _unpacked(archive, member, path, cache), 0
-                arrays[member.filename.removesuffix(".npy")] = _read_npy_header(*located, name=member.filename)
-    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-        raise IntegrityError(f"{path} is not a whole npz file ({error}); fetch it again") from None
+                    array = _read_npy_header(_unpacked(archive, member, path, cache), 0, member.file_size)
+                arrays[member.filename.removesuffix(".npy")] = dataclasses.replace(array, record=record)
     return arrays
 
 
-def _stored_offset(path: Path, member: zipfile.ZipInfo) -> int:
-    """Return where the bytes of a stored member begin; only its local header knows how long it is itself."""
+def _record(path: Path, member: zipfile.ZipInfo) -> Record:
+    """Return where the bytes of a stored member lie; only its local header knows how long it is itself."""
     with open(path, "rb") as file:
         file.seek(member.header_offset)
         local = file.read(30)
     if len(local) < 30 or local[:4] != b"PK\x03\x04":
         raise zipfile.BadZipFile(f"no local header for {member.filename}")
-    return member.header_offset + 30 + int.from_bytes(local[26:28], "little") + int.from_bytes(local[28:30], "little")
+    names = int.from_bytes(local[26:28], "little") + int.from_bytes(local[28:30], "little")
+    return Record(member.header_offset + 30 + names, member.file_size, member.CRC)
 
 
-def _read_npy_header(path: Path, offset: int, *, name: str) -> StoredArray:
-    """Read the header of a ``.npy`` stream that begins at `offset`."""
+def _read_npy_header(path: Path, offset: int, size: int) -> StoredArray:
+    """Read the header of a ``.npy`` stream of `size` bytes that begins at `offset`."""
     with open(path, "rb") as file:
         file.seek(offset)
-        try:
-            version = np.lib.format.read_magic(file)
-            read_header = (
-                np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            )
-            shape, fortran, dtype = read_header(file)
-        except ValueError as error:
-            raise IntegrityError(f"{name} in {path} has no npy header ({error}); fetch the file again") from None
-        start = file.tell()
-    if dtype.kind != "f":
-        raise InputError(f"{name} in {path} is {dtype}; expected an array of floats")
+        version = np.lib.format.read_magic(file)
+        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, fortran, dtype = read_header(file)
+        start, stamp = file.tell(), file_stamp(file.fileno())
     transposed = fortran and len(shape) > 1
-    return StoredArray(path, start, dtype.str, shape[::-1] if transposed else shape, reversed_axes=transposed)
+    array = StoredArray(path, start, dtype.str, shape[::-1] if transposed else shape, stamp, transposed)
+    if array.is_float and start - offset + array.stored_bytes != size:
+        raise ValueError(f"an array {shape} of {dtype} does not fill its {size} bytes")
+    return array
 
 
 def _unpacked(archive: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path, cache: Path | None) -> Path:
@@ -284,35 +376,44 @@ def read_torch_file(path: Path, *, offset: int = 0) -> Any:
                 f"{path} is in torch's format of before version 1.6, which cannot be read in part; write it again with "
                 "torch.save(torch.load(path, weights_only=True), path)"
             )
-        try:
+        with _parsing(path, "file of tensors"):
             with FakeTensorMode():
                 content = torch.load(file, map_location="cpu", weights_only=True)
-        except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError and others for damaged files
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise IntegrityError(
-                f"{path} cannot be read as a file of tensors ({reason[:120]}); fetch it again"
-            ) from None
-    return _located(content, path, offset)
+            with zipfile.ZipFile(path) as archive:
+                members = [member for member in archive.infolist() if member.compress_type == zipfile.ZIP_STORED]
+            records = {record.offset: record for record in (_record(path, member) for member in members)}
+            return _located(content, path, offset, records, file_stamp(file.fileno()))
 
 
-def _located(content: Any, path: Path, offset: int) -> Any:
+def _located(content: Any, path: Path, offset: int, records: Mapping[int, Record], stamp: tuple[int, int]) -> Any:
     """Put a `StoredArray` in place of each tensor that knows where in the file its numbers lie."""
     import torch
 
     if isinstance(content, dict):
-        return {key: _located(value, path, offset) for key, value in content.items()}
+        return {key: _located(value, path, offset, records, stamp) for key, value in content.items()}
     if isinstance(content, list | tuple):
-        return [_located(value, path, offset) for value in content]
+        return [_located(value, path, offset, records, stamp) for value in content]
     if not isinstance(content, torch.Tensor):
         return content
-    dtype = _TORCH_DTYPES.get(str(content.dtype))
+    dtype = _NAMED_DTYPES.get(str(content.dtype), str(content.dtype))
     shape, stride = tuple(content.shape), content.stride()
     is_transposed = len(shape) > 1 and not content.is_contiguous() and content.T.is_contiguous()
-    if dtype is None or not (content.is_contiguous() or is_transposed):
+    if not (content.is_contiguous() or is_transposed):
         raise InputError(
             f"{path} holds a tensor of {content.dtype} with shape {shape} and stride {stride}; expected contiguous "
             "floats: call .float().contiguous() on it and save it again"
         )
     storage: Any = content.untyped_storage()
-    first = offset + storage._checkpoint_offset + content.storage_offset() * content.element_size()
-    return StoredArray(path, first, dtype, shape[::-1] if is_transposed else shape, reversed_axes=is_transposed)
+    begin = offset + storage._checkpoint_offset
+    record, first = records[begin], content.storage_offset() * content.element_size()
+    if storage.nbytes() != record.bytes or first + content.numel() * content.element_size() > record.bytes:
+        raise ValueError(f"a tensor {shape} of {content.dtype} does not fit its {record.bytes} bytes")
+    return StoredArray(
+        path,
+        begin + first,
+        dtype,
+        shape[::-1] if is_transposed else shape,
+        stamp,
+        reversed_axes=is_transposed,
+        record=record if record.crc else None,  # torch.save can be told to write none, and then writes 0
+    )

@@ -132,7 +132,7 @@ class SAEWeights(Protocol):
 
 def unit_tiles(config: SAEConfig, *, tile_bytes: int = TILE_BYTES) -> Iterator[slice]:
     """Cut the units into runs whose float32 rows take about `tile_bytes`."""
-    step = max(1, tile_bytes // (4 * config.d_in))
+    step = max(1, tile_bytes // (4 * max(config.d_in, config.d_out)))
     for start in range(0, config.d_sae, step):
         yield slice(start, min(start + step, config.d_sae))
 
@@ -156,14 +156,18 @@ def hash_weights(weights: SAEWeights) -> str:
     Raises
     ------
     IntegrityError
-        If a weight is NaN.
+        If a weight is NaN or infinite, but for a threshold of infinity, which a unit has that never fires.
     """
     digest = hashlib.sha256(json.dumps(weights.config.arithmetic(), sort_keys=True).encode())
 
     def add(name: str, values: FloatArray) -> None:
-        if np.isnan(values).any():
+        is_usable = np.isfinite(values)
+        if name == "threshold":
+            is_usable |= values == np.inf
+        if not is_usable.all():
             raise IntegrityError(
-                f"{name} of the SAE {weights.config.source or ''} holds NaN; the file is damaged: fetch it again"
+                f"{name} of the SAE {weights.config.source or ''} holds NaN or infinity; the file is damaged: "
+                "fetch it again"
             )
         digest.update(np.ascontiguousarray(values, "<f4").data)
 

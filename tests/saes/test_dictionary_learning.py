@@ -134,8 +134,13 @@ def test_given_names_replace_recorded_ones(tmp_path: Path) -> None:
             {"tensors": state("AutoEncoder") | {"encoder.bias": torch.zeros(D_SAE, dtype=torch.int64)}},
             r"b_enc in .*ae\.pt is int64",
         ),
-        ("AutoEncoderTopK", {"k": D_SAE + 1}, "larger than its d_sae"),
+        (
+            "AutoEncoderTopK",
+            {"k": D_SAE + 1, "tensors": state("AutoEncoderTopK") | {"k": torch.tensor(D_SAE + 1)}},
+            "larger than its d_sae",
+        ),
         ("AutoEncoderTopK", {"k": None}, r"no trainer\.k"),
+        ("AutoEncoderTopK", {"k": K + 1}, rf"ae\.pt has k={K}, but .* says k={K + 1}"),
         ("BatchTopKSAE", {"tensors": state("AutoEncoder")}, "lacks threshold"),
     ],
 )
@@ -157,3 +162,25 @@ def test_missing_and_damaged_files(tmp_path: Path) -> None:
         open_sae(folder)
     with pytest.raises(MissingError, match=r"config\.json"):
         open_dictionary_learning(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("module", "hook"),
+    [
+        (None, "blocks.3.hook_resid_post"),
+        ("resid_post_layer_3", "blocks.3.hook_resid_post"),
+        ("mlp_out", "blocks.3.hook_mlp_out"),
+        ("mlp_out_layer3", "blocks.3.hook_mlp_out"),
+        ("attention_out_layer_3", "blocks.3.hook_attn_out"),
+        ("resid_pre_layer_3", None),
+    ],
+)
+def test_hook_follows_the_module_that_was_read(tmp_path: Path, module: str | None, hook: str | None) -> None:
+    folder = write(tmp_path / "a", "AutoEncoder", submodule_name=module)
+    assert open_sae(folder).config.hook_name == hook
+    assert open_sae(folder, hook_name="mine").config.hook_name == "mine"
+
+
+def test_tensors_that_no_class_has_are_left_alone(tmp_path: Path, x: np.ndarray) -> None:
+    tensors = state("AutoEncoder") | {"is_dead": torch.zeros(D_SAE, dtype=torch.bool)}
+    check_source(open_sae(write(tmp_path / "a", "AutoEncoder", tensors=tensors)), x, *own_codes("AutoEncoder", x))

@@ -176,3 +176,19 @@ def test_folder_named_for_another_width(tmp_path: Path, sae: Any) -> None:
         open_sae(write_npz(tmp_path / "layer_3" / "width_16k", sae))
     with pytest.raises(MissingError, match=r"params\.npz"):
         open_gemma_scope(tmp_path / "nowhere")
+
+
+def test_folders_of_the_user_say_nothing_about_the_weights(tmp_path: Path, x: np.ndarray, sae: Any) -> None:
+    """Only a folder `embedding` inside the repository means the SAE of the embedding."""
+    above = write_npz(tmp_path / "embedding" / FOLDER, sae)
+    check_source(open_sae(above), x, *oracle(sae, x))
+    assert open_sae(above).config.hook_name == "blocks.34.hook_resid_post"
+    check_source(open_sae(write_npz(tmp_path / "embedding/mine", sae)), x, *oracle(sae, x))
+    inside = open_sae(write_npz(tmp_path / "google/gemma-scope-9b-pt-res/embedding/average_l0_9", sae))
+    assert inside.config.hook_name == "hook_embed"
+    np.testing.assert_allclose(inside.rows("W_enc", slice(None)), sae.W_enc.detach().T / D_IN**0.5, rtol=1e-6)
+
+
+def test_an_unrelated_array_of_whole_numbers_is_left_alone(tmp_path: Path, x: np.ndarray, sae: Any) -> None:
+    path = write_npz(tmp_path, sae, steps=np.arange(3), names=np.array(["a", "b"]))
+    check_source(open_sae(path), x, *oracle(sae, x))

@@ -76,6 +76,10 @@ def test_configuration_names_the_model_and_the_kind(hub: Hub, x: np.ndarray) -> 
 
     elsewhere = write(hub.root / "mine", sae_for("jumprelu_transcoder"), raw=raw | {"affine_connection": False})
     assert open_sae(elsewhere).config.architecture == "jumprelu_transcoder"
+    for out in (None, raw["hf_hook_point_in"]):
+        told = raw | {"affine_connection": False, "hf_hook_point_out": out}
+        plain = write(hub.root / "plain", make_sae("jumprelu", apply_b_dec_to_input=False), raw=told)
+        assert open_sae(plain).config.architecture == "jumprelu"
 
 
 def test_nothing_is_guessed_where_the_folders_say_nothing(tmp_path: Path) -> None:
@@ -97,6 +101,7 @@ def test_nothing_is_guessed_where_the_folders_say_nothing(tmp_path: Path) -> Non
         ({"b_enc": torch.zeros(D_SAE, dtype=torch.int64)}, "I64"),
         ({"raw": {"architecture": "topk"}}, "'topk'"),
         ({"raw": {}}, "has no architecture"),
+        ({"raw": {"architecture": "jump_relu", "model_name": 3}}, "model_name=3"),
         ({"raw": {"architecture": "jump_relu", "affine_connection": True}}, "affine_connection"),
     ],
 )

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from sae_lens import SAE
+from safetensors.torch import load_file, save_file
 
 from saestore.errors import InputError, IntegrityError, MissingError
 from saestore.saes import open_sae
@@ -155,6 +156,9 @@ def test_what_a_factor_gives_is_no_longer_of_the_stored_precision(tmp_path: Path
     assert open_sae(tmp_path, norm_scaling_factor=0.37).config.dtype == "float32"
     with pytest.raises(InputError, match="above 0"):
         open_sae(tmp_path, norm_scaling_factor=0)
+    for factor in (float("inf"), float("nan")):
+        with pytest.raises(InputError, match="expected a finite number above 0"):
+            open_sae(tmp_path, norm_scaling_factor=factor)
 
 
 def test_hash_follows_the_numbers_not_the_place(tmp_path: Path) -> None:
@@ -167,12 +171,45 @@ def test_hash_follows_the_numbers_not_the_place(tmp_path: Path) -> None:
     assert len({a, c, d}) == 3
 
 
-def test_nan_weights_are_refused_when_hashed(tmp_path: Path) -> None:
-    sae = make_sae("standard")
-    sae.W_dec.data[3, 4] = torch.nan
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("name", ["W_enc", "W_dec", "b_enc", "b_dec", "threshold"])
+def test_numbers_that_are_not_finite_are_refused_when_hashed(tmp_path: Path, name: str, value: float) -> None:
+    sae = make_sae("jumprelu")
+    getattr(sae, name).data.flatten()[5] = value
     sae.save_model(tmp_path)
-    with pytest.raises(IntegrityError, match=r"W_dec .* NaN"):
+    if (name, value) == ("threshold", torch.inf):  # a unit that never fires
         open_sae(tmp_path).content_hash()
+    else:
+        with pytest.raises(IntegrityError, match=rf"{name} .* NaN or infinity"):
+            open_sae(tmp_path).content_hash()
+
+
+def test_tensors_of_another_architecture_are_refused(tmp_path: Path) -> None:
+    for architecture, told, name in (
+        ("jumprelu", "standard", "threshold"),
+        ("skip_transcoder", "transcoder", "W_skip"),
+        ("gated", "standard", "b_gate"),
+    ):
+        folder = tmp_path / architecture
+        make_sae(architecture).save_model(folder)
+        config, file = folder / "cfg.json", folder / "sae_weights.safetensors"
+        config.write_text(json.dumps(json.loads(config.read_text()) | {"architecture": told}))
+        if architecture == "gated":
+            save_file({**load_file(file), "b_enc": torch.zeros(D_SAE)}, file)
+        with pytest.raises(InputError, match=rf"holds {name}, which a {told} SAE does not have"):
+            open_sae(folder)
+
+
+def test_scaling_factor_of_old_files_is_nothing_where_it_is_one(tmp_path: Path, x: np.ndarray) -> None:
+    sae = make_sae("standard")
+    sae.save_model(tmp_path)
+    file = tmp_path / "sae_weights.safetensors"
+    ones = torch.ones(D_SAE)
+    save_file({**load_file(file), "scaling_factor": ones}, file)
+    check_source(open_sae(tmp_path), x, *oracle(sae, x))
+    save_file({**load_file(file), "scaling_factor": ones * 2}, file)
+    with pytest.raises(InputError, match="scaling_factor other than 1"):
+        open_sae(tmp_path)
 
 
 def test_truncated_and_damaged_weights(topk_folder: Path) -> None:
@@ -184,7 +221,7 @@ def test_truncated_and_damaged_weights(topk_folder: Path) -> None:
         with pytest.raises(IntegrityError, match=r"sae_weights\.safetensors"):
             open_sae(topk_folder)
     file.write_bytes(whole[: len(whole) // 2])  # cut off after it was opened
-    with pytest.raises(IntegrityError, match="too early"):
+    with pytest.raises(IntegrityError, match="changed or replaced after it was opened"):
         weights.content_hash()
 
 
@@ -206,6 +243,20 @@ def test_truncated_and_damaged_weights(topk_folder: Path) -> None:
         ({"architecture": "transcoder", "apply_b_dec_to_input": False}, "d_out=0"),
         ({"architecture": "transcoder", "d_out": D_OUT}, "apply_b_dec_to_input .* set it to false"),
         ({"metadata": {}, "activation_fn": "tanh-relu"}, "activation 'tanh-relu'"),
+        ({"metadata": [1]}, r"metadata=\[1\] .* expected a JSON object"),
+        ({"metadata": {"hook_name": 3}, "sae_lens_version": "6.0.0"}, "hook_name=3 .* expected a text or null"),
+        ({"metadata": {"prepend_bos": "no"}, "sae_lens_version": "6.0.0"}, "prepend_bos='no'"),
+        ({"metadata": {"context_size": True}, "sae_lens_version": "6.0.0"}, "context_size=True"),
+        ({"metadata": {}, "activation_fn_kwargs": [1]}, r"activation_fn_kwargs=\[1\]"),
+        ({"normalize_activations": ["none"]}, r"normalization=\['none'\]"),
+        ({"apply_b_dec_to_input": "false"}, "apply_b_dec_to_input='false' .* expected true or false"),
+        ({"apply_b_dec_to_input": None}, "apply_b_dec_to_input=None .* expected true or false"),
+        ({"rescale_acts_by_decoder_norm": "false"}, "rescale_acts_by_decoder_norm='false'"),
+        (
+            {"architecture": "temporal", "bottleneck_factor": 8, "apply_b_dec_to_input": "false"},
+            "apply_b_dec_to_input='false'",
+        ),
+        ({"d_in": float("nan")}, "is not JSON .*NaN"),
     ],
 )
 def test_unusable_configurations(topk_folder: Path, change: dict, message: str) -> None:

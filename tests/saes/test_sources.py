@@ -60,6 +60,30 @@ def test_unknown_layouts_list_the_known_ones(tmp_path: Path) -> None:
         open_sae(tmp_path / "a.npz", norm_scaling_factor=2.0)
 
 
+def test_paths_that_cannot_be_asked_for() -> None:
+    with pytest.raises(MissingError, match="no user of ~nobody-of-that-name/x"):
+        open_sae("~nobody-of-that-name/x")
+    with pytest.raises(InputError, match=r"cannot be read .*too long"):
+        open_sae("x" * 5000)
+
+
+def test_weights_decide_before_a_configuration_of_the_same_name(tmp_path: Path, x: np.ndarray) -> None:
+    sae = make_sae("jumprelu", apply_b_dec_to_input=False)
+    write_npz(tmp_path, sae)
+    write_dictionary_learning(tmp_path / "d", "AutoEncoderTopK")
+    for folder in (tmp_path, tmp_path / "d"):
+        (folder / "cfg.json").write_text("{}")
+        (folder / "hyperparams.json").write_text("{}")
+    check_source(open_sae(tmp_path), x, *oracle(sae, x))
+    check_source(open_sae(tmp_path / "d"), x, *own_codes("AutoEncoderTopK", x))
+    write_sparsify(tmp_path / "layers.1")
+    check_source(open_sae(tmp_path / "layers.1" / "cfg.json"), x, *sparsify_codes(x))
+    make_sae("topk").save_model(tmp_path / "s")
+    (tmp_path / "s" / "sae_weights.safetensors").unlink()
+    with pytest.raises(MissingError, match=r"has no sae_weights\.safetensors"):
+        open_sae(tmp_path / "s")
+
+
 def test_unknown_vector_is_named(topk_folder: Path) -> None:
     with pytest.raises(InputError, match="no vector 'threshold'; it has b_enc, b_dec"):
         open_sae(topk_folder).vector("threshold")
@@ -71,6 +95,11 @@ def test_zero_decoder_row_cannot_be_rescaled(tmp_path: Path) -> None:
     sae.save_model(tmp_path)
     with pytest.raises(InputError, match="decoder row 5"):
         unit_rule(open_sae(tmp_path))
+
+
+def test_tiles_go_by_the_wider_of_the_two_matrices(tmp_path: Path) -> None:
+    make_sae("transcoder", d_in=4, d_out=50).save_model(tmp_path)
+    assert {tile.stop - tile.start for tile in unit_tiles(open_sae(tmp_path).config, tile_bytes=4 * 50 * 8)} == {8}
 
 
 def test_tiles_cover_all_units_once(topk_folder: Path) -> None:
@@ -218,6 +247,49 @@ def test_registry_name_of_another_layout_goes_through_saelens_once(
     for _ in range(2):
         check_source(open_sae(name, cache=tmp_path / "cache"), x, *oracle(sae, x))
     assert loads == ["l0r_800m_slimpajama"]
+
+
+def test_two_processes_convert_the_same_sae(
+    hub: Hub, tmp_path: Path, x: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second finds the folder of the first in its way, and takes it."""
+    from sae_lens import SAE
+
+    name, cache, sae = "llama_scope_r1_distill:l0r_800m_slimpajama", tmp_path / "cache", make_sae("topk")
+    opened: list[Any] = []
+
+    def from_pretrained(release: str, sae_id: str) -> Any:
+        if not opened:
+            opened.append(None)
+            opened.append(open_sae(name, cache=cache))  # another process, meanwhile
+        return sae
+
+    monkeypatch.setattr(SAE, "from_pretrained", from_pretrained)
+    ours = open_sae(name, cache=cache)
+    for weights in (ours, opened[1]):
+        check_source(weights, x, *oracle(sae, x))
+    assert len(list((cache / "saelens").iterdir())) == 1
+
+
+def test_what_cannot_be_converted_or_kept_says_so(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sae_lens import SAE
+
+    name = "llama_scope_r1_distill:l0r_800m_slimpajama"
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(SAE, "from_pretrained", lambda release, sae_id: make_sae("topk"))
+    with pytest.raises(SaestoreError, match=r"cannot be kept in .*Not a directory.*SAESTORE_CACHE") as raised:
+        open_sae(name, cache=tmp_path / "file")
+    assert not isinstance(raised.value, MissingError)
+
+    def fail(*_: Any) -> None:
+        raise OSError("No space left\nand more")
+
+    broken = make_sae("topk")
+    monkeypatch.setattr(broken, "save_model", fail)
+    monkeypatch.setattr(SAE, "from_pretrained", lambda release, sae_id: broken)
+    with pytest.raises(SaestoreError, match=r"cannot be kept in .*\(No space left\); remove"):
+        open_sae(name, cache=tmp_path / "cache")
+    assert list((tmp_path / "cache" / "saelens").iterdir()) == []
 
 
 def test_registry_errors_are_one_line_with_the_remedy(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:

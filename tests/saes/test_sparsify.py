@@ -44,9 +44,7 @@ def write(folder: Path, *, held: dict[str, torch.Tensor] | None = None, **change
     folder.mkdir(parents=True)
     config = {name: value for name, value in (CONFIG | changes).items() if value is not None}
     (folder / "cfg.json").write_text(json.dumps(config))
-    held = tensors() if held is None else held
-    if not config.get("skip_connection"):
-        held.pop("W_skip", None)
+    held = tensors(**({} if config.get("skip_connection") else {"W_skip": None})) if held is None else held
     save_file(held, folder / "sae.safetensors")
     return folder
 
@@ -100,6 +98,13 @@ def test_configuration_of_an_older_version_lacks_fields(tmp_path: Path, x: np.nd
         ("embed_tokens", "hook_embed"),
         ("layers.2.mlp.act", None),
         ("mine", None),
+        ("patch_16", None),
+        ("epoch_10", None),
+        ("batch_64", None),
+        ("depth.4", None),
+        ("transformer.h.4.attn", "blocks.4.hook_attn_out"),
+        ("my_embed_tokens", None),
+        ("model.embed_tokens", "hook_embed"),
     ],
 )
 def test_hook_comes_from_the_folder_name(tmp_path: Path, name: str, hook: str | None) -> None:
@@ -128,9 +133,11 @@ def test_model_comes_from_the_configuration_of_the_run(tmp_path: Path) -> None:
         ({"d_in": None}, "has no d_in"),
         ({"d_in": 8}, r"W_enc .*\(d_in=8"),
         ({"num_latents": "64"}, "d_sae='64'"),
-        ({"held": tensors(encoder_weight=None)}, "lacks W_enc"),
-        ({"held": tensors(W_dec=None)}, "lacks W_dec"),
-        ({"held": tensors(W_dec=torch.zeros(D_IN, D_SAE))}, r"W_dec .* \(16, 64\)"),
+        ({"held": tensors(encoder_weight=None, W_skip=None)}, "lacks W_enc"),
+        ({"held": tensors(W_dec=None, W_skip=None)}, "lacks W_dec"),
+        ({"held": tensors(W_dec=torch.zeros(D_IN, D_SAE), W_skip=None)}, r"W_dec .* \(16, 64\)"),
+        ({"held": tensors()}, "holds W_skip, but .* does not say skip_connection"),
+        ({"held": tensors(), "transcode": True}, "holds W_skip, but .* does not say skip_connection"),
         ({"held": tensors(W_skip=None), "transcode": True, "skip_connection": True}, "lacks W_skip"),
     ],
 )
