@@ -35,7 +35,7 @@ _SHARD_FLOP = 1.5e14  # a killed run loses at most some minutes of work on a lap
 _BLOCK_ROWS = 4_096
 _SMALLEST_BLOCK = 256
 # What eight reading threads have fetched, checked and not yet given back to the system, and compiled code. Measured.
-_OVERHEAD_BYTES = 192 << 20
+_OVERHEAD_BYTES = 208 << 20
 _READING_COPIES = 1.5  # of a block while it is read: as stored, which is often half, and widened
 _FLOAT64_ROWS = 1_024  # rows that the quality's sums widen at once
 
@@ -47,7 +47,7 @@ _FEWEST_CHECKED, _MOST_CHECKED = 256, 2_048
 # Compressed bytes of a stored value, measured on real and synthetic codes; unit ids keep their own bits.
 _STORED_VALUE = {2: 1.2, 4: 3.2}
 
-_SHORT_SECONDS, _CALIBRATION_SECONDS = 0.2, 2.0
+_SHORT_SECONDS, _CALIBRATION_SECONDS, _LONG_WORK_SECONDS = 0.2, 2.0, 100.0
 _READ_SAMPLE_BYTES = 32 << 20
 
 
@@ -394,9 +394,9 @@ def _flops(d_in: int, device: str, precision: Precision, seconds: float) -> floa
 
 
 def _flop_seconds(d_in: int, flop: float, resources: Resources) -> float:
-    """Return the time that products take; long work is worth a longer look at how fast the device is."""
+    """Return the time that products take; work of minutes is worth a longer look at how fast the device is."""
     quick = flop / _flops(d_in, resources.device, resources.precision, _SHORT_SECONDS)
-    if quick < 10 * _CALIBRATION_SECONDS:
+    if quick < _LONG_WORK_SECONDS:
         return quick
     return flop / _flops(d_in, resources.device, resources.precision, _CALIBRATION_SECONDS)
 

@@ -409,7 +409,9 @@ class Case:
         """Rows that are encoded."""
         if self.quick:
             return 4_096
-        return 16_384 if self.d_sae >= WIDTHS["131k"] else 32_768
+        if self.d_sae >= WIDTHS["131k"]:
+            return 16_384
+        return 65_536 if self.d_in == INPUTS[0] else 32_768
 
     @property
     def rounds(self) -> int:

@@ -37,7 +37,9 @@ def run(job: str, folder: Path) -> int:
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    found = {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file()}
+    """All files of a lake but the records of runs, which know when they were."""
+    every = {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file()}
+    found = {name: path for name, path in every.items() if "runs/" not in name}
     return {name: path.read_bytes() for name, path in found.items() if not name.endswith(".partial")}
 
 
