@@ -201,6 +201,8 @@ class MirroredStorage:
                 return is_whole
             finally:
                 temporary.unlink(missing_ok=True)
+        except FileNotFoundError:
+            return False  # another process has removed the folder meanwhile
         except OSError:
             self._takes_more = False  # the disk filled up, or the folder cannot be written
             return False
