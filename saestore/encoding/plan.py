@@ -36,6 +36,7 @@ _BLOCK_ROWS = 4_096
 _SMALLEST_BLOCK = 256
 # What eight reading threads have fetched, checked and not yet given back to the system, and compiled code. Measured.
 _OVERHEAD_BYTES = 208 << 20
+_NOT_GIVEN_BACK_BYTES = 80 << 20  # of what was freed while blocks are read and encoded. Measured.
 _READING_COPIES = 1.5  # of a block while it is read: as stored, which is often half, and widened
 _FLOAT64_ROWS = 1_024  # rows that the quality's sums widen at once
 
@@ -357,7 +358,7 @@ def _peak_bytes(parts: Sequence[Part], block: int, resources: Resources, held_by
     # time computes, with what the SAE makes of the rows before it multiplies them.
     ahead = _READING_COPIES if any(part.shard_rows > block for part in parts) else 0
     x = tasks * (1 + ahead) + (tasks - 1) * _READING_COPIES + max(_own_copies(part.config) for part in parts)
-    encoding = max(working(part, block) for part in parts)
+    encoding = _NOT_GIVEN_BACK_BYTES + max(working(part, block) for part in parts)
     encoding += int(x * block * d_in * 4)
     encoding += tasks * (sum(part.shard_bytes for part in parts) + block * slots * 40)
     # Rows, their reconstruction and normalised copies, a block of them in float64, and decoder rows: a part as read,
@@ -380,9 +381,9 @@ def _peak_bytes(parts: Sequence[Part], block: int, resources: Resources, held_by
 
 
 def _own_copies(config: SAEConfig) -> float:
-    """Copies of the rows that encoding makes: scaled, centred, and what is not given back at once. Measured."""
+    """Copies of the rows that encoding makes: scaled, centred, and the test for numbers that are not finite."""
     normalized = {"none": 0, "constant_norm_rescale": 1, "layer_norm": 2}[config.normalization]
-    return normalized + config.apply_b_dec_to_input + 1.75
+    return normalized + config.apply_b_dec_to_input + 0.25
 
 
 @functools.cache
