@@ -1,14 +1,18 @@
-"""SAEs and activations of a few numbers, put into a lake without SAELens or a model, for tests of the writers."""
+"""For tests of the writers: SAEs and activations of a few numbers, put into a lake, and the files of lakes.
+
+Neither SAELens nor a model is needed.
+"""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from saestore.activations import create_activations
 from saestore.lake import Lake
-from saestore.layout import POSITION_TYPES, ActivationsKey, ModelKey
+from saestore.layout import POSITION_TYPES, RUNS, ActivationsKey, ModelKey
 from saestore.saes.config import SAEConfig
 from saestore.saes.weights import decoder_norms, hash_weights
 from saestore.samples import SampleTable
@@ -38,9 +42,6 @@ class ArrayWeights:
 
     def content_hash(self) -> str:
         return hash_weights(self)
-
-    def close(self) -> None:
-        pass
 
 
 def random_sae(architecture: str, *, d_in: int, d_sae: int, seed: int = 0, **config: Any) -> ArrayWeights:
@@ -121,3 +122,12 @@ def add_activations(
             nonfinite = int((~np.isfinite(as_read[rows])).sum())
             group.write_shard(shard, {"activations": stored[rows]}, flagged={"activations": nonfinite})
     return as_read
+
+
+def lake_files(folder: Path) -> dict[str, bytes]:
+    """All files in a folder of lakes, by their path in it, but the records of runs, which know when they were.
+
+    Temporary files that a writer left behind are among them.
+    """
+    names = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
+    return {str(name): (folder / name).read_bytes() for name in names if RUNS not in name.parts}

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from saestore.errors import InputError
+from saestore.kernels.encode import ROW_GROUP
 from saestore.kernels.finite import count_nonfinite
 from saestore.kernels.normalize import normalize
 from saestore.kernels.topk import DeviceTopK, RunningTopK, TopK, UnitRule
@@ -19,10 +20,6 @@ from saestore.saes.weights import FloatArray, SAEWeights, matrix_widths, other_s
 
 BATCH_BYTES = 256 << 20
 """Bytes of what SAELens makes of one batch. A sample that needs more is a batch by itself."""
-
-# Products of whole groups of rows have the same bits in every batch; see `saestore.encoding.encoder`. A sample is
-# lengthened to whole groups too, which it does not notice, since attention looks back only.
-_ROW_GROUP = 16
 
 # Arrays of (rows, d_sae) float32 that SAELens holds at its peak, of a temporal SAE within and outside the attention,
 # and those of (rows, heads, positions) within it. Measured 3.3, 5.3, 8.4 and 2.3.
@@ -101,13 +98,13 @@ class DenseEncoder:
         self, n: int, offsets: NDArray[np.int64] | None
     ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.bool_]]]:
         """Yield the rows of each batch, and which of them are not there to fill it up only."""
-        if self._config.architecture == "temporal":
+        if self._config.reads_sequences:
             yield from _samples(self._config, _checked(offsets, n))
             return
         size = _batch_rows(self._config, 1)
         for first in range(0, n, size):
             taken = np.arange(first, min(first + size, n))
-            batch = np.append(taken, np.full(-len(taken) % _ROW_GROUP, taken[-1]))
+            batch = np.append(taken, np.full(-len(taken) % ROW_GROUP, taken[-1]))
             yield batch, np.arange(len(batch)) < len(taken)
 
     def _encode_batch(self, rows: torch.Tensor, k: int) -> TopK:
@@ -137,9 +134,12 @@ def _checked(offsets: NDArray[np.int64] | None, n: int) -> NDArray[np.int64]:
 
 
 def _samples(config: SAEConfig, offsets: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.int64], NDArray[np.bool_]]]:
-    """Yield batches (samples, positions) of samples that are equally long in whole groups of rows."""
+    """Yield batches (samples, positions) of samples that are equally long in whole groups of rows.
+
+    A sample does not notice that it is lengthened, since attention looks back only.
+    """
     lengths = np.diff(offsets)
-    padded = -(-lengths // _ROW_GROUP) * _ROW_GROUP
+    padded = -(-lengths // ROW_GROUP) * ROW_GROUP
     for length in np.unique(padded[padded > 0]):
         samples = np.flatnonzero(padded == length)
         size = max(1, _batch_rows(config, int(length)) // int(length))
@@ -152,12 +152,12 @@ def _samples(config: SAEConfig, offsets: NDArray[np.int64]) -> Iterator[tuple[ND
 
 def _batch_rows(config: SAEConfig, length: int) -> int:
     """Return how many rows go in a batch, whole groups, where each sees up to `length` positions."""
-    return max(1, int(BATCH_BYTES / (_row_bytes(config, length) * _ROW_GROUP))) * _ROW_GROUP
+    return max(1, int(BATCH_BYTES / (_row_bytes(config, length) * ROW_GROUP))) * ROW_GROUP
 
 
 def _row_bytes(config: SAEConfig, length: int) -> float:
     """Return what SAELens holds for each row of a batch, where each sees up to `length` positions."""
-    if config.architecture == "temporal":
+    if config.reads_sequences:
         attention = _ATTENTION_ARRAYS * config.d_sae + _SCORE_ARRAYS * saelens_options(config)["n_heads"] * length
         return float(4 * (max(attention, _TEMPORAL_ARRAYS * config.d_sae) + 4 * config.d_in))
     return 4 * (_PURSUIT_ARRAYS * config.d_sae + 5 * config.d_in)
@@ -173,8 +173,8 @@ def working_bytes(config: SAEConfig, n: int, k: int, *, longest: int = 512) -> i
     longest : int
         Positions of the longest sample, which counts only for a temporal SAE.
     """
-    length = -(-min(longest, n) // _ROW_GROUP) * _ROW_GROUP if config.architecture == "temporal" else _ROW_GROUP
-    batch = min(max(_batch_rows(config, length), length), n + _ROW_GROUP)
+    length = -(-min(longest, n) // ROW_GROUP) * ROW_GROUP if config.reads_sequences else ROW_GROUP
+    batch = min(max(_batch_rows(config, length), length), n + ROW_GROUP)
     selection = batch * (8 * (k + max(k, 32)) + 8 * k + 24)
     return int(batch * _row_bytes(config, length)) + selection + n * (4 * config.d_in + 8 * k + 4)
 

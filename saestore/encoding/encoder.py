@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from saestore.encoding.dense import DenseEncoder
 from saestore.errors import BudgetError, InputError
-from saestore.kernels.encode import Precision, TopK, encode_rows, plan_tile
+from saestore.kernels.encode import ROW_GROUP, Precision, TopK, encode_rows, plan_tile
 from saestore.kernels.normalize import NormState, normalize
 from saestore.kernels.quality import QualitySums
 from saestore.kernels.quantize import as_float32
@@ -23,10 +23,7 @@ from saestore.saes.weights import FloatArray, SAEWeights, unit_rule
 
 STREAM_BYTES = 64 << 20
 
-# A product of 1 to 3 rows, or of a few units, is made by other instructions and differs in its last bits. With whole
-# groups of rows, and runs of whole tiles, codes depend neither on the block of rows nor on how weights are read.
-_ROW_GROUP = 16
-_UNIT_GROUP = 1024
+_UNIT_GROUP = 1024  # runs are whole tiles, since a product of a few units differs in its last bits
 
 
 @dataclass(frozen=True)
@@ -83,11 +80,6 @@ class Encoder:
                 held[units] = torch.from_numpy(rows).to(device)
             self._held = held
 
-    @property
-    def reads_sequences(self) -> bool:
-        """Whether the code of a row depends on the rows before it in its sample."""
-        return self.config.architecture == "temporal"
-
     def encode(
         self,
         x: FloatArray,
@@ -118,7 +110,9 @@ class Encoder:
         """
         try:
             return self._encode(x, k, offsets, tick or _no_tick)
-        except (MemoryError, torch.OutOfMemoryError) as error:
+        except (MemoryError, RuntimeError) as error:
+            if not _is_want_of_memory(error):
+                raise
             raise BudgetError(
                 f"{len(x):,} rows could not be encoded for want of memory ({str(error).splitlines()[0][:120]}); "
                 "give less with --memory, or another --device"
@@ -133,7 +127,7 @@ class Encoder:
         rows, state = normalize(torch.from_numpy(x), self.config.normalization)
         if self.config.apply_b_dec_to_input:
             rows = rows - self._b_dec
-        padding = -len(x) % _ROW_GROUP
+        padding = -len(x) % ROW_GROUP
         if padding:
             rows = torch.cat([rows, rows.new_zeros((padding, rows.shape[1]))])
         codes = encode_rows(
@@ -199,6 +193,11 @@ def _stream(weights: SAEWeights) -> Iterator[tuple[slice, FloatArray]]:
     step = max(1, STREAM_BYTES // (4 * config.d_in * _UNIT_GROUP)) * _UNIT_GROUP
     runs = [slice(first, min(first + step, config.d_sae)) for first in range(0, config.d_sae, step)]
     return prefetch(lambda units: weights.rows("W_enc", units), runs)
+
+
+def _is_want_of_memory(error: Exception) -> bool:
+    """Whether Python, a device, or torch's allocator on the CPU, which has no error class of its own, ran out."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 def _no_tick(units: int) -> None:

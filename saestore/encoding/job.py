@@ -103,7 +103,7 @@ class EncodeJob:
             value_bytes=stored_dtype(self.options.dtype).itemsize,
             state_bytes=4 * len(state_names(self.config)),
             checked=0 if self.stored is not None else self._checked_rows,
-            longest=int(np.diff(self.offsets).max(initial=0)) if self.reads_sequences else 0,
+            longest=int(np.diff(self.offsets).max(initial=0)) if self.config.reads_sequences else 0,
             is_new=is_new,
         )
 
@@ -115,11 +115,6 @@ class EncodeJob:
         """Find out anew which shards are missing."""
         if self.stored is not None:
             self.missing = self.stored.missing_shards()
-
-    @property
-    def reads_sequences(self) -> bool:
-        """Whether the code of a row depends on the rows before it in its sample."""
-        return self.config.architecture == "temporal"
 
     @cached_property
     def offsets(self) -> NDArray[np.int64]:
@@ -139,7 +134,7 @@ class EncodeJob:
         samples are sequences it is the first samples, whole.
         """
         n = self.activations.n_rows
-        if self.reads_sequences:
+        if self.config.reads_sequences:
             return np.arange(self._checked_rows)
         starts = np.linspace(0, max(0, n - _SAMPLE_RUN_ROWS), _SAMPLE_RUNS).astype(np.int64)
         rows = np.unique((starts[:, None] + np.arange(_SAMPLE_RUN_ROWS)).ravel())
@@ -154,7 +149,7 @@ class EncodeJob:
     def _checked_rows(self) -> int:
         """Rows on which the quality is measured; of sequences the first ones, whole."""
         count = checked_rows(self.activations.n_rows, self.config)
-        if not self.reads_sequences:
+        if not self.config.reads_sequences:
             return count
         whole = self.offsets[self.offsets <= max(count, int(self.offsets[self.offsets > 0].min()))]
         return int(whole.max())
@@ -205,7 +200,7 @@ class EncodeJob:
 
         The decoder of a temporal SAE gives only what the positions before do not predict, which is not stored.
         """
-        if self.reads_sequences:
+        if self.config.reads_sequences:
             return None
         if not self.config.is_transcoder:
             return self.activations
@@ -227,7 +222,7 @@ class EncodeJob:
                 f"SAE {self.key.sae} reads rows of width {self.config.d_in}, {path} has width "
                 f"{self.activations.d_in}; choose the layer and model that the SAE was trained on"
             )
-        if self.reads_sequences and self.key.sample_type not in POSITION_TYPES:
+        if self.config.reads_sequences and self.key.sample_type not in POSITION_TYPES:
             raise InputError(
                 f"SAE {self.key.sae} is temporal: it reads the positions of a sample in order, and {path} has one row "
                 "per sample; encode token or patch activations"

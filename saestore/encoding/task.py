@@ -149,7 +149,7 @@ class BlockEncoder:
         self._device = loading.device
         self.encoder = load_encoder(storage, sae, content_hash, loading)
         self._offsets: NDArray[np.int64] | None = None
-        if self.encoder.reads_sequences:
+        if self.encoder.config.reads_sequences:
             self._offsets = Positions.open(storage, source.model_key).offsets
             self._activations = Activations.open(storage, source)
 

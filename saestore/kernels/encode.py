@@ -23,6 +23,7 @@ from saestore.errors import InputError
 from saestore.kernels.topk import DeviceTopK, FloatArray, RunningTopK, TopK, UnitRule
 
 __all__ = [
+    "ROW_GROUP",
     "Precision",
     "TopK",
     "UnitRule",
@@ -35,6 +36,10 @@ __all__ = [
 
 Precision = Literal["fp32", "tf32", "bf16"]
 """What the operands of a product are rounded to; sums are float32 always."""
+
+ROW_GROUP = 16
+"""Give rows in whole groups of these: a product of 1 to 3 rows is made by other instructions and differs in its last
+bits, so that codes would depend on the block of rows."""
 
 # Rows of one product on one core. Measured with 1024-unit tiles on 2 cores with 1 MiB of L2 each: 256 rows reach 0.97
 # and 1024 rows 1.00 of the speed of 512, and fewer rows balance better over threads.
@@ -318,7 +323,7 @@ def _check_tile(weights: torch.Tensor, first: int, end: int, x: torch.Tensor) ->
 
 def _row_block(n: int) -> int:
     """Rows per task: fewer in small calls, so that four threads have work. Never depends on the number of threads."""
-    return min(_ROWS, max(64, -(-n // 64) * 16))
+    return min(_ROWS, max(64, -(-n // 64) * ROW_GROUP))
 
 
 _scratch = threading.local()

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from saestore.errors import InputError
 from saestore.saes.config import SAEConfig
-from saestore.saes.files import FileWeights
-from saestore.saes.stored import StoredArray, read_torch_file
+from saestore.saes.files import FileWeights, require_tensors
+from saestore.saes.stored import read_torch_file
 
 MODEL_NAME = "laion/CLIP-ViT-L-14-laion2B-s32B-b82K"
 
@@ -58,10 +57,7 @@ def open_clip_scope(path: Path, *, hook_name: str | None = None, model_name: str
         raise InputError(
             f"{path} is no CLIP-Scope checkpoint, its d_in, n_features, k and model_state_dict are {kinds}; {expected}"
         )
-    tensors: dict[str, Any] = {name: state.get(name) for name in _TENSORS}
-    missing = [name for name, tensor in tensors.items() if not isinstance(tensor, StoredArray)]
-    if missing:
-        raise InputError(f"{path} lacks the tensors {', '.join(missing)}; {expected}")
+    tensors = require_tensors(state, _TENSORS, path, "CLIP-Scope")
     d_in, d_sae, k = numbers
     shapes = {"pre_b": (d_in,), "enc": (d_in, d_sae), "dec": (d_sae, d_in)}
     for name, shape in shapes.items():

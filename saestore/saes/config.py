@@ -34,14 +34,7 @@ NORMALIZATIONS: tuple[str, ...] = get_args(Normalization)
 RESHAPES: tuple[str, ...] = get_args(Reshape)
 
 TOPK = ("topk", "abstopk", "topk_transcoder", "topk_skip_transcoder")
-TRANSCODERS = (
-    "transcoder",
-    "skip_transcoder",
-    "jumprelu_transcoder",
-    "jumprelu_skip_transcoder",
-    "topk_transcoder",
-    "topk_skip_transcoder",
-)
+TRANSCODERS = tuple(name for name in ARCHITECTURES if name.endswith("transcoder"))
 DENSE = ("matching_pursuit", "temporal")
 """Architectures whose units depend on each other, so that they cannot be encoded by tiles: SAELens encodes them."""
 
@@ -244,12 +237,17 @@ class SAEConfig:
     @property
     def has_skip(self) -> bool:
         """Whether the reconstruction adds ``x @ W_skip.T`` to what the codes give."""
-        return self.architecture in ("skip_transcoder", "jumprelu_skip_transcoder", "topk_skip_transcoder")
+        return self.architecture.endswith("skip_transcoder")
 
     @property
     def is_signed(self) -> bool:
         """Whether codes may be negative."""
         return self.architecture == "abstopk"
+
+    @property
+    def reads_sequences(self) -> bool:
+        """Whether the code of a row depends on the rows before it in its sample."""
+        return self.architecture == "temporal"
 
     def to_json(self) -> str:
         """Return the configuration as one JSON object with every field."""

@@ -54,7 +54,7 @@ def decoder_rule(config: SAEConfig) -> DecoderRule:
     """
     if config.architecture == "matching_pursuit":
         return DecoderRule(adds_b_dec=config.apply_b_dec_to_input)
-    if config.architecture == "temporal":
+    if config.reads_sequences:
         options = saelens_options(config)
         is_rescaled = options["normalize_activations"] == RESCALED
         return DecoderRule(

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from saestore.errors import InputError, MissingError
+from saestore.errors import InputError
 from saestore.saes.config import Architecture, SAEConfig
-from saestore.saes.files import FileWeights
+from saestore.saes.files import FileWeights, require_files
 from saestore.saes.json_config import config_value, read_json_config
 from saestore.saes.stored import StoredArray, read_torch_file
 
@@ -88,9 +88,7 @@ def open_dictionary_learning(
     ----------
     dictionary_learning 0.1.0; ``dictionary_learning_sae_huggingface_loader_1`` of SAELens 6.54.
     """
-    for name in (CONFIG_NAME, WEIGHTS_NAME):
-        if not (folder / name).is_file():
-            raise MissingError(f"{folder} has no {name}; dictionary_learning writes {CONFIG_NAME} and {WEIGHTS_NAME}")
+    require_files(folder, (CONFIG_NAME, WEIGHTS_NAME), "dictionary_learning")
     file = folder / CONFIG_NAME
     raw = read_json_config(file, "dictionary_learning")
     name = config_value(raw, "trainer.dict_class", str, file)

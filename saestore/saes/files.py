@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Any, Self
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from saestore.errors import InputError
+from saestore.errors import InputError, MissingError
 from saestore.saes.config import SAEConfig
 from saestore.saes.links import Matrix
 from saestore.saes.stored import StoredArray
@@ -45,6 +45,42 @@ class Factors:
         return cls(W_enc=factor, W_dec=1 / factor, b_dec=1 / factor)
 
 
+def require_files(folder: Path, names: Collection[str], tool: str) -> None:
+    """Refuse a folder that lacks one of the files that a tool writes (MissingError)."""
+    for name in names:
+        if not (folder / name).is_file():
+            raise MissingError(f"{folder} has no {name}; a {tool} folder holds {' and '.join(names)}")
+
+
+def require_tensors(content: object, names: Collection[str], path: Path, tool: str) -> dict[str, StoredArray]:
+    """Return the tensors of a file by their names there, all of them.
+
+    Parameters
+    ----------
+    content : object
+        What the file holds: a dictionary, whose values that are no tensors are left out, or anything that was saved.
+    names : collection of str
+        Those that must be there.
+    path : Path
+    tool : str
+        Who writes such a file, for the error.
+
+    Raises
+    ------
+    InputError
+        If some are missing, with those that are there.
+    """
+    held = content if isinstance(content, dict) else {}
+    tensors = {str(name): tensor for name, tensor in held.items() if isinstance(tensor, StoredArray)}
+    missing = [name for name in names if name not in tensors]
+    if missing:
+        raise InputError(
+            f"{path} lacks {', '.join(missing)}; a {tool} file holds {', '.join(names)}, this one "
+            f"{', '.join(sorted(tensors)) or 'no tensors by name'}"
+        )
+    return tensors
+
+
 def matrix_shape(name: str, array: StoredArray, axes: str) -> tuple[int, int]:
     """Return the logical shape of an array that must have two axes, called `axes` in the error (InputError)."""
     if len(array.logical_shape) != 2:
@@ -65,7 +101,7 @@ def parameter_shapes(config: SAEConfig) -> dict[str, tuple[int, ...]]:
 
 
 class FileWeights:
-    """An SAE whose parameters lie in files; the reader of each layout builds one.
+    """An SAE whose parameters lie in files, none of which stays open between reads; see `SAEWeights`.
 
     Parameters
     ----------
@@ -158,14 +194,3 @@ class FileWeights:
         for array in {(array.path, array.record): array for array in located}.values():
             array.verify()
         return hash_weights(self)
-
-    def close(self) -> None:
-        """Do nothing: no file stays open between reads."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

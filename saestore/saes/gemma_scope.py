@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from saestore.errors import InputError, MissingError
-from saestore.saes.config import SAEConfig
-from saestore.saes.files import Factors, FileWeights, matrix_shape
+from saestore.saes.config import Architecture, SAEConfig
+from saestore.saes.files import Factors, FileWeights, matrix_shape, require_tensors
 from saestore.saes.stored import read_npz_members
 
 FILE_NAME = "params.npz"
@@ -22,6 +22,7 @@ _HOOKS = {
 }
 _EMBEDDING_HOOK = "hook_embed"
 _TRANSCODER_OUTPUT = "blocks.{layer}.hook_mlp_out"
+_PARAMETERS = ("W_enc", "W_dec", "b_enc", "b_dec", "threshold")
 _WIDTH = re.compile(r"width_(\d+)(k|m)(?![a-z0-9])")
 
 
@@ -33,6 +34,34 @@ class Place:
     hook_name: str | None = None
     hook_name_out: str | None = None
     is_transcoder: bool = False
+
+    def config(
+        self,
+        architecture: Architecture,
+        file: Path,
+        *,
+        d_in: int,
+        d_sae: int,
+        d_out: int,
+        hook_name: str | None,
+        model_name: str | None,
+    ) -> SAEConfig:
+        """Return the configuration of weights that belong here, or where the names that are given say."""
+        hook = hook_name or self.hook_name
+        return SAEConfig(
+            architecture=architecture,
+            d_in=d_in,
+            d_sae=d_sae,
+            d_out=d_in if architecture == "jumprelu" else d_out,  # where they differ, the shape of W_dec is refused
+            apply_b_dec_to_input=False,
+            hook_name=hook,
+            hook_name_out=self.hook_name_out,
+            reshape_activations="hook_z" if hook and hook.endswith("hook_z") else "none",
+            model_name=model_name or self.model_name,
+            prepend_bos=True,
+            context_size=1024,
+            source=str(file),
+        )
 
 
 def open_gemma_scope(
@@ -83,17 +112,9 @@ def open_gemma_scope(
     if not file.is_file():
         raise MissingError(f"{file} does not exist; expected a Gemma Scope {FILE_NAME}")
     names = f"{repo_id or ''}/{file.absolute().as_posix()}"
-    arrays = {
-        "W_" + name[2:] if name.startswith("w_") else name: array
-        for name, array in read_npz_members(file, cache=cache).items()
-    }
-    wanted = ("W_enc", "W_dec", "b_enc", "b_dec", "threshold")
-    missing = [name for name in wanted if name not in arrays]
-    if missing:
-        raise InputError(
-            f"{file} lacks {', '.join(missing)}; a Gemma Scope file holds {', '.join(wanted)}, this one "
-            f"{', '.join(sorted(arrays)) or 'nothing'}"
-        )
+    members = read_npz_members(file, cache=cache)
+    arrays = {"W_" + name[2:] if name.startswith("w_") else name: array for name, array in members.items()}
+    require_tensors(arrays, _PARAMETERS, file, "Gemma Scope")
     scaling = arrays.pop("scaling_factor", None)
     if scaling is not None and not (scaling.read() == 1).all():
         raise InputError(
@@ -103,20 +124,9 @@ def open_gemma_scope(
     _, d_out = matrix_shape("W_dec", arrays["W_dec"], "(d_sae, d_out)")
     check_width(names, d_sae, file)
     place = _place(names)
-    hook = hook_name or place.hook_name
-    config = SAEConfig(
-        architecture="jumprelu_transcoder" if place.is_transcoder else "jumprelu",
-        d_in=d_in,
-        d_sae=d_sae,
-        d_out=d_out if place.is_transcoder else d_in,
-        apply_b_dec_to_input=False,
-        hook_name=hook,
-        hook_name_out=place.hook_name_out,
-        reshape_activations="hook_z" if hook and hook.endswith("hook_z") else "none",
-        model_name=model_name or place.model_name,
-        prepend_bos=True,
-        context_size=1024,
-        source=str(file),
+    architecture: Architecture = "jumprelu_transcoder" if place.is_transcoder else "jumprelu"
+    config = place.config(
+        architecture, file, d_in=d_in, d_sae=d_sae, d_out=d_out, hook_name=hook_name, model_name=model_name
     )
     root = math.sqrt(d_in) if place.hook_name == _EMBEDDING_HOOK else 1.0
     return FileWeights(config, arrays, factors=Factors(W_enc=1 / root, W_dec=root))

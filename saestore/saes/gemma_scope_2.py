@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from saestore.errors import InputError, MissingError
-from saestore.saes.config import Architecture, SAEConfig
-from saestore.saes.files import FileWeights, matrix_shape
+from saestore.saes.config import Architecture
+from saestore.saes.files import FileWeights, matrix_shape, require_tensors
 from saestore.saes.gemma_scope import Place, check_width
 from saestore.saes.json_config import config_value, read_json_config
 from saestore.saes.stored import StoredArray, read_safetensors_header
@@ -66,33 +66,15 @@ def open_gemma_scope_2(
     if not file.is_file():
         raise MissingError(f"{file} does not exist; expected a Gemma Scope 2 {FILE_NAME}")
     names = f"{repo_id or ''}/{file.absolute().as_posix()}"
-    arrays = read_safetensors_header(file)
-    missing = [name for name in _NAMES if name not in arrays]
-    if missing:
-        raise InputError(
-            f"{file} lacks {', '.join(missing)}; a Gemma Scope 2 file holds {', '.join(_NAMES)}, this one "
-            f"{', '.join(sorted(arrays)) or 'nothing'}"
-        )
+    arrays = require_tensors(read_safetensors_header(file), _NAMES, file, "Gemma Scope 2")
     d_in, d_sae = matrix_shape("w_enc", arrays["w_enc"], "(d_in, d_sae)")
     _, d_out = matrix_shape("w_dec", arrays["w_dec"], "(d_sae, d_out), not that of a cross-layer transcoder")
     check_width(names, d_sae, file)
     raw = _read_config(file.with_name(CONFIG_NAME))
     place = _place(names, raw)
     architecture = _architecture(place, raw, arrays, file)
-    hook = hook_name or place.hook_name
-    config = SAEConfig(
-        architecture=architecture,
-        d_in=d_in,
-        d_sae=d_sae,
-        d_out=d_in if architecture == "jumprelu" else d_out,
-        apply_b_dec_to_input=False,
-        hook_name=hook,
-        hook_name_out=place.hook_name_out,
-        reshape_activations="hook_z" if hook and hook.endswith("hook_z") else "none",
-        model_name=model_name or place.model_name,
-        prepend_bos=True,
-        context_size=1024,
-        source=str(file),
+    config = place.config(
+        architecture, file, d_in=d_in, d_sae=d_sae, d_out=d_out, hook_name=hook_name, model_name=model_name
     )
     parameters = {ours: arrays[theirs] for theirs, ours in _NAMES.items()}
     if config.has_skip:

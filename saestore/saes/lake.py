@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,22 +27,28 @@ _AXES: dict[MatrixName, str] = {"W_enc": "d_in", "W_dec": "d_out"}
 
 
 class LakeWeights:
-    """The weights of an imported SAE; see `SAEWeights`. Matrices that were linked are read from their files."""
+    """The weights of an imported SAE; see `SAEWeights`. Matrices that were linked are read from their files.
+
+    Parameters
+    ----------
+    group : RowGroup
+        What `write_sae` made.
+
+    Raises
+    ------
+    MissingError, IntegrityError
+        If the file of a linked matrix is not there, or is not the one that was linked.
+    """
 
     def __init__(self, group: RowGroup) -> None:
         self._group = group
-        self._config = SAEConfig.from_dict(group.attributes["config"])
+        self.config = SAEConfig.from_dict(group.attributes["config"])
         links: Mapping[MatrixName, dict[str, Any]] = group.attributes.get("links", {})
-        widths = matrix_widths(self._config)
+        widths = matrix_widths(self.config)
         self._linked = {
-            name: follow(name, link, shape=(self._config.d_sae, widths.get(name, 0)), sae=self.name)
+            name: follow(name, link, shape=(self.config.d_sae, widths.get(name, 0)), sae=self.name)
             for name, link in links.items()
         }
-
-    @property
-    def config(self) -> SAEConfig:
-        """The configuration of the SAE."""
-        return self._config
 
     @property
     def name(self) -> str:
@@ -54,7 +59,7 @@ class LakeWeights:
         """Return the rows of consecutive units: (n_units, width) float32."""
         if name in self._linked:
             return self._linked[name].rows(units)
-        start, stop, _ = units.indices(self._config.d_sae)
+        start, stop, _ = units.indices(self.config.d_sae)
         return _widened(self._group.read(name, start, stop))
 
     def take(self, name: MatrixName, units: NDArray[np.integer[Any]]) -> FloatArray:
@@ -64,7 +69,7 @@ class LakeWeights:
         return _widened(self._group.take(name, units))
 
     def vector(self, name: str) -> FloatArray:
-        """Return a parameter that is no matrix of units, or `decoder_norms`, float32."""
+        """Return a parameter that is no matrix of units, or ``decoder_norms``, float32 (MissingError: no such name)."""
         if name in self._group.attributes["whole"]:
             return np.array(self._group.whole(name))  # the caller's to keep and to change, as a tile is
         return self._group.read(name)
@@ -73,29 +78,21 @@ class LakeWeights:
         """Return the content hash that was taken of the source."""
         return str(self._group.attributes["identity"]["hash"])
 
-    def close(self) -> None:
-        """Nothing stays open."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
-
 
 def open_lake_sae(storage: Storage, name: str) -> LakeWeights:
     """Open an imported SAE.
 
-    Where the lake is far, `W_enc`, which encoding reads once per block of rows, is read through copies in the cache
+    Where the lake is far, ``W_enc``, which encoding reads once per block of rows, is read through copies in the cache
     folder; see `saestore.mirror`.
 
     Raises
     ------
     MissingError
-        The lake has no SAE of that name.
+        The lake has no SAE of that name, or the file of a linked matrix is not there.
     HoleError
         Its import did not finish.
+    IntegrityError
+        What is stored of it is damaged, or the file of a linked matrix is not the one that was linked.
     """
     try:
         group = RowGroup.open(storage, sae_path(name))
@@ -123,12 +120,28 @@ def write_sae(
     """Copy an SAE into the lake tile by tile, or open it if the same weights are there already.
 
     The matrices are stored uncompressed in the precision of the source, so that tiles are read at the speed of the
-    disk; `decoder_norms` are kept so that encoding never reads `W_dec`.
+    disk; ``decoder_norms`` are kept so that encoding never reads ``W_dec``. An import that was stopped goes on where it
+    was.
 
     Parameters
     ----------
+    storage : Storage
+        Of the lake.
+    name : str
+        What the SAE is called there.
+    weights : SAEWeights
+        Read for the norms of the decoder, for the content hash and, without `link`, to be copied.
     link : bool
         Leave the matrices in the files where they are and keep only where they lie.
+    provenance : mapping, optional
+        JSON values that say how and from what the SAE was imported.
+    quiet : bool
+        Show no progress.
+
+    Returns
+    -------
+    LakeWeights
+        The SAE in the lake.
 
     Raises
     ------
@@ -136,6 +149,8 @@ def write_sae(
         An SAE with other weights, or of another hook or model, has that name.
     InputError
         A link was asked for, and the weights are not in local files, or in the cache folder.
+    IntegrityError
+        A weight is NaN or infinite, or a file is damaged.
     """
     config = weights.config
     widths = {} if link else matrix_widths(config)

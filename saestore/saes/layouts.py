@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from saestore.errors import InputError
@@ -52,18 +51,19 @@ def open_path(
     Raises
     ------
     InputError
-        If the layout is unknown, with all known ones; or of the reader.
+        If the layout is unknown, with all known ones, or a factor is given for a layout that has none.
+    SaestoreError
+        Whatever the reader of the layout raises.
     """
-    if path.name == Path(llama_scope.WEIGHTS_NAME).name and path.parent.name == "checkpoints":
+    if path.parts[-2:] == Path(llama_scope.WEIGHTS_NAME).parts:
         path = path.parent.parent
     elif path.name in (saelens.CONFIG_NAME, llama_scope.CONFIG_NAME):
         path = path.parent
     held = sorted(entry.name for entry in path.iterdir()) if path.is_dir() else [path.name]
     folder = path if path.is_dir() else path.parent
     # a configuration decides only where no weights do: tools share its name
-    is_decided = not {
-        *(sparsify.WEIGHTS_NAME, gemma_scope.FILE_NAME, gemma_scope_2.FILE_NAME, dictionary_learning.WEIGHTS_NAME)
-    }.isdisjoint(held)
+    others = (sparsify.WEIGHTS_NAME, gemma_scope.FILE_NAME, gemma_scope_2.FILE_NAME, dictionary_learning.WEIGHTS_NAME)
+    is_decided = any(name in held for name in others)
     if saelens.WEIGHTS_NAME in held or (saelens.CONFIG_NAME in held and not is_decided):
         return saelens.open_saelens(
             folder, hook_name=hook_name, model_name=model_name, norm_scaling_factor=norm_scaling_factor
@@ -106,6 +106,6 @@ def _open_torch_file(path: Path, *, hook_name: str | None, model_name: str | Non
     held = list(map(str, content)) if isinstance(content, dict) else [type(content).__name__]
     if "model_state_dict" in held:
         return clip_scope.open_clip_scope(path, hook_name=hook_name, model_name=model_name)
-    if re.search(r"layer\d+\.sae\.pt$", path.name) or set(qwen_scope.TENSORS) <= set(held):
+    if qwen_scope.FILE_NAME.search(path.name) or set(qwen_scope.TENSORS) <= set(held):
         return qwen_scope.open_qwen_scope(path, hook_name=hook_name, model_name=model_name, repo_id=repo_id)
     raise InputError(f"{path} is no known SAE checkpoint, it holds {', '.join(held[:6])[:120]}; looked for {LAYOUTS}")

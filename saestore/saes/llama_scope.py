@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from saestore.errors import InputError, MissingError
+from saestore.errors import InputError
 from saestore.saes.config import SAEConfig
-from saestore.saes.files import Factors, FileWeights
+from saestore.saes.files import Factors, FileWeights, require_files, require_tensors
 from saestore.saes.json_config import config_value, read_json_config
 from saestore.saes.stored import StoredArray, read_safetensors_header
 
@@ -61,9 +61,7 @@ def open_llama_scope(
     He et al. 2024, Llama Scope; ``llama_scope_sae_huggingface_loader`` and ``fold_activation_norm_scaling_factor`` of
     SAELens 6.54.
     """
-    for name in (CONFIG_NAME, WEIGHTS_NAME):
-        if not (folder / name).is_file():
-            raise MissingError(f"{folder} has no {name}; a Llama Scope folder holds {CONFIG_NAME} and {WEIGHTS_NAME}")
+    require_files(folder, (CONFIG_NAME, WEIGHTS_NAME), "Llama Scope")
     file = folder / CONFIG_NAME
     raw = read_json_config(file, "Llama Scope")
     d_in, d_sae = config_value(raw, "d_model", int, file), config_value(raw, "d_sae", int, file)
@@ -71,12 +69,8 @@ def open_llama_scope(
     norm = config_value(raw, "dataset_average_activation_norm.in", float, file)
     if not (norm > 0 and d_in > 0):
         raise InputError(f"{file} says d_model={d_in} and an average norm of {norm}; expected numbers above 0")
-    arrays = read_safetensors_header(folder / WEIGHTS_NAME)
-    missing = [name for name in _NAMES if name not in arrays]
-    if missing:
-        raise InputError(
-            f"{folder / WEIGHTS_NAME} lacks {', '.join(missing)}; it holds {', '.join(sorted(arrays)) or 'nothing'}"
-        )
+    weights_file = folder / WEIGHTS_NAME
+    tensors = require_tensors(read_safetensors_header(weights_file), _NAMES, weights_file, "Llama Scope")
     factor = math.sqrt(d_in) / norm
     factors = Factors.of_norm_scaling(factor if norm_scaling_factor is None else norm_scaling_factor)
     config = SAEConfig(
@@ -91,10 +85,10 @@ def open_llama_scope(
         source=str(folder),
     )
     parameters: dict[str, StoredArray | NDArray[Any]] = {
-        "W_enc": arrays["encoder.weight"].transposed,
-        "W_dec": arrays["decoder.weight"].transposed,
-        "b_enc": arrays["encoder.bias"],
-        "b_dec": arrays["decoder.bias"],
+        "W_enc": tensors["encoder.weight"].transposed,
+        "W_dec": tensors["decoder.weight"].transposed,
+        "b_enc": tensors["encoder.bias"],
+        "b_dec": tensors["decoder.bias"],
         "threshold": np.full(d_sae, threshold * factor, np.float32),
     }
     return FileWeights(config, parameters, factors=factors)

@@ -7,13 +7,13 @@ from pathlib import Path
 
 from saestore.errors import InputError
 from saestore.saes.config import SAEConfig
-from saestore.saes.files import FileWeights, matrix_shape
-from saestore.saes.stored import StoredArray, read_torch_file
+from saestore.saes.files import FileWeights, matrix_shape, require_tensors
+from saestore.saes.stored import read_torch_file
 
+FILE_NAME = re.compile(r"layer(\d+)\.sae\.pt$")
 TENSORS = ("W_enc", "W_dec", "b_enc", "b_dec")
 
 _REPOSITORY = re.compile(r"SAE-Res-([^/]+)-W(\d+)K-L0_(\d+)")
-_LAYER = re.compile(r"layer(\d+)\.sae\.pt$")
 
 
 def open_qwen_scope(
@@ -47,10 +47,7 @@ def open_qwen_scope(
     ----------
     ``qwen_scope_sae_huggingface_loader`` of SAELens 6.54.
     """
-    held = read_torch_file(path)
-    missing = [name for name in TENSORS if not (isinstance(held, dict) and isinstance(held.get(name), StoredArray))]
-    if missing:
-        raise InputError(f"{path} lacks the tensors {', '.join(missing)}; Qwen Scope saves {', '.join(TENSORS)}")
+    tensors = require_tensors(read_torch_file(path), TENSORS, path, "Qwen Scope")
     repository = _REPOSITORY.search(f"{repo_id or ''}/{path.absolute().as_posix()}")
     if repository is None:
         raise InputError(
@@ -58,10 +55,10 @@ def open_qwen_scope(
             "SAE-Res-Qwen3-1.7B-Base-W32K-L0_50"
         )
     model, width, k = repository.groups()
-    d_sae, d_in = matrix_shape("W_enc", held["W_enc"], "(d_sae, d_in)")
+    d_sae, d_in = matrix_shape("W_enc", tensors["W_enc"], "(d_sae, d_in)")
     if d_sae != int(width) * 1024:
         raise InputError(f"{path} holds {d_sae} units, but its repository says W{width}K; one of them is wrong")
-    layer = _LAYER.search(path.name)
+    layer = FILE_NAME.search(path.name)
     config = SAEConfig(
         architecture="topk",
         d_in=d_in,
@@ -74,5 +71,5 @@ def open_qwen_scope(
         context_size=1024,
         source=str(path),
     )
-    parameters = {name: held[name].transposed if name.startswith("W_") else held[name] for name in TENSORS}
+    parameters = {name: tensors[name].transposed if name.startswith("W_") else tensors[name] for name in TENSORS}
     return FileWeights(config, parameters)

@@ -65,7 +65,7 @@ def from_registry(
     MissingError
         If the registry does not know the SAE, or it cannot be downloaded.
     SaestoreError
-        If it cannot be kept in the cache folder.
+        If it cannot be kept in the cache folder, or whatever its reader raises.
     """
     try:
         from sae_lens.loading import pretrained_saes_directory as directory

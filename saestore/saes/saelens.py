@@ -6,10 +6,10 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from saestore.errors import InputError, MissingError
+from saestore.errors import InputError
 from saestore.saes.config import DENSE, TOPK, TRANSCODERS, SAEConfig
 from saestore.saes.dense import RESCALED, fold_scaling, saelens_config
-from saestore.saes.files import Factors, FileWeights, parameter_shapes
+from saestore.saes.files import Factors, FileWeights, parameter_shapes, require_files
 from saestore.saes.json_config import read_json_config
 from saestore.saes.stored import StoredArray, read_safetensors_header
 
@@ -56,9 +56,7 @@ def open_saelens(
     IntegrityError
         If a file is damaged.
     """
-    for name in (CONFIG_NAME, WEIGHTS_NAME):
-        if not (folder / name).is_file():
-            raise MissingError(f"{folder} has no {name}; a SAELens folder holds {CONFIG_NAME} and {WEIGHTS_NAME}")
+    require_files(folder, (CONFIG_NAME, WEIGHTS_NAME), "SAELens")
     raw = read_json_config(folder / CONFIG_NAME, "SAELens")
     arrays = read_safetensors_header(folder / WEIGHTS_NAME)
     factors = Factors.of_norm_scaling(norm_scaling_factor)

@@ -10,10 +10,11 @@ from numpy.typing import NDArray
 
 from saestore.errors import InputError, MissingError
 from saestore.saes.config import Architecture, SAEConfig
-from saestore.saes.files import FileWeights
+from saestore.saes.files import FileWeights, require_tensors
 from saestore.saes.json_config import config_value, parse_json_config
 from saestore.saes.stored import StoredArray, read_torch_file
 
+_TENSORS = ("W_enc", "W_dec", "b_enc", "b_dec")
 # The JSON of a configuration has some hundred bytes; a file without a line break shall not be read whole.
 _LONGEST_HEADER = 1 << 20
 _THRESHOLD = "activation.threshold"
@@ -53,11 +54,7 @@ def open_saev(path: Path, *, hook_name: str | None = None, model_name: str | Non
     with open(path, "rb") as file:
         line = file.readline(_LONGEST_HEADER)
     header = parse_json_config(line, path, "saev")
-    held = read_torch_file(path, offset=len(line))
-    names = ("W_enc", "W_dec", "b_enc", "b_dec")
-    missing = [name for name in names if not (isinstance(held, dict) and isinstance(held.get(name), StoredArray))]
-    if missing:
-        raise InputError(f"{path} lacks the tensors {', '.join(missing)}; a saev checkpoint holds {', '.join(names)}")
+    tensors = require_tensors(read_torch_file(path, offset=len(line)), _TENSORS, path, "saev")
     is_first = "schema" not in header
     raw = header if is_first else _settings(header)
     d_in = config_value(raw, "d_model" if "d_model" in raw else "d_vit", int, path)
@@ -73,10 +70,10 @@ def open_saev(path: Path, *, hook_name: str | None = None, model_name: str | Non
         model_name=model_name,
         source=str(path),
     )
-    parameters: dict[str, StoredArray | NDArray[Any]] = {name: held[name] for name in names}
+    parameters: dict[str, StoredArray | NDArray[Any]] = {name: tensors[name] for name in _TENSORS}
     if architecture == "jumprelu":
-        threshold = held.get(_THRESHOLD)
-        if not isinstance(threshold, StoredArray) or threshold.logical_shape:
+        threshold = tensors.get(_THRESHOLD)
+        if threshold is None or threshold.logical_shape:
             raise InputError(
                 f"{path} is a BatchTopK SAE without {_THRESHOLD}, so its codes would depend on the batch; train it "
                 "with a saev that stores the threshold"

@@ -32,26 +32,30 @@ def open_sae(
         Folds an ``expected_average_only_in`` normalisation that the weights of a SAELens source do not contain yet; of
         a Llama Scope source it replaces what its ``hyperparams.json`` says.
     cache : Path, optional
-        Folder for weights that must be unpacked or converted first.
+        Folder for weights that must be unpacked or converted first, `saestore.cache.cache_folder` by default.
 
     Returns
     -------
     SAEWeights
-        Close it, or use it as a context manager.
+        Nothing stays open between reads, so it need not be closed.
 
     Raises
     ------
     MissingError
-        If there is no such file, folder or name.
+        If there is no such file, folder or name, or a file of the registry cannot be downloaded.
     InputError
-        If the layout is unknown, or the SAE is of a kind that cannot be encoded.
+        If the layout is unknown, a file cannot be read, or the SAE is of a kind that cannot be encoded.
     IntegrityError
         If a file is damaged.
+    DependencyError
+        If a ``.pt`` is read without torch, or a name of the registry without sae_lens.
+    SaestoreError
+        If what must be unpacked or converted cannot be kept in the cache folder.
 
     Examples
     --------
-    >>> with open_sae("saes/minilm-l3-4096") as sae:  # doctest: +SKIP
-    ...     sae.rows("W_enc", slice(0, 8)).shape
+    >>> sae = open_sae("saes/minilm-l3-4096")  # doctest: +SKIP
+    >>> sae.rows("W_enc", slice(0, 8)).shape  # doctest: +SKIP
     (8, 384)
     """
     try:
@@ -67,8 +71,8 @@ def open_sae(
         raise InputError(
             f"{error.filename or path} cannot be read ({error.strerror}); expected the files of an SAE"
         ) from None
-    release, colon, sae_id = str(source).partition(":")
-    if colon and release and sae_id and not str(source).startswith((".", "~", "/")) and "\\" not in str(source):
+    release, _, sae_id = str(source).partition(":")
+    if release and sae_id and not release.startswith((".", "~", "/")) and "\\" not in str(source):
         return registry.from_registry(
             release,
             sae_id,

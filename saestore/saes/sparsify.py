@@ -6,9 +6,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-from saestore.errors import InputError, MissingError
+from saestore.errors import InputError
 from saestore.saes.config import Architecture, SAEConfig
-from saestore.saes.files import FileWeights
+from saestore.saes.files import FileWeights, require_files
 from saestore.saes.json_config import config_value, read_json_config
 from saestore.saes.stored import read_safetensors_header
 
@@ -49,9 +49,7 @@ def open_sparsify(folder: Path, *, hook_name: str | None = None, model_name: str
     ----------
     eai-sparsify 1.3.3, ``sparse_coder.py`` and ``fused_encoder.py``.
     """
-    for name in (CONFIG_NAME, WEIGHTS_NAME):
-        if not (folder / name).is_file():
-            raise MissingError(f"{folder} has no {name}; sparsify writes {CONFIG_NAME} and {WEIGHTS_NAME}")
+    require_files(folder, (CONFIG_NAME, WEIGHTS_NAME), "sparsify")
     file = folder / CONFIG_NAME
     raw = read_json_config(file, "sparsify")
     d_in = config_value(raw, "d_in", int, file)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -95,7 +94,7 @@ class SAEWeights(Protocol):
 
     The matrices are unit-major: row u of ``W_enc`` (d_sae, d_in) is the encoder direction of unit u, row u of
     ``W_dec`` (d_sae, d_out) its decoder direction. Reading never holds more than the rows that were asked for and a
-    small buffer.
+    small buffer, and leaves no file open.
     """
 
     @property
@@ -118,16 +117,6 @@ class SAEWeights(Protocol):
     def content_hash(self) -> str:
         """Return the hexadecimal sha256 of what the codes depend on; see `hash_weights`."""
         ...
-
-    def close(self) -> None:
-        """Release files and memory maps; reading afterwards is an error or opens them again."""
-        ...
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
 
 
 def unit_tiles(config: SAEConfig, *, tile_bytes: int = TILE_BYTES) -> Iterator[slice]:

@@ -265,7 +265,6 @@ def open_named(
     weights = open_sae(sae.source, hook_name=hook_name, model_name=model_name, norm_scaling_factor=norm_scaling_factor)
     missing = {field: value for field, value in sae.known.items() if getattr(weights.config, field) is None}
     if missing:
-        weights.close()
         weights = open_sae(
             sae.source,
             hook_name=hook_name or missing.get("hook_name"),
@@ -276,7 +275,6 @@ def open_named(
         for width in ("d_in", "d_sae"):
             found = getattr(weights.config, width)
             if found != getattr(sae.entry, width):
-                weights.close()
                 raise sae.entry.error(
                     width, f"the weights at {sae.source} have {width} {found:,}; correct the entry or the source"
                 )
@@ -334,12 +332,12 @@ def matching_codes(
     if not keys:
         raise MissingError(
             f"no codes{f' of {datasets[0]}' if datasets else ''} in {lake.url} fit {asked}; there are "
-            f"{_listed(stored)}; make them with: saestore encode {lake.url} --saes NAME"
+            f"{listed(stored)}; make them with: saestore encode {lake.url} --saes NAME"
         )
     kinds = sorted({(key.model, key.layer, key.sae, key.sample_type) for key in keys})
     if len(kinds) > 1:
-        listed = "; ".join("/".join(kind) for kind in kinds[:4]) + ("; ..." if len(kinds) > 4 else "")
-        raise MissingError(f"codes of {len(kinds)} kinds fit {asked}: {listed}; name --sae, --layer or --sample-type")
+        named = "; ".join("/".join(kind) for kind in kinds[:4]) + ("; ..." if len(kinds) > 4 else "")
+        raise MissingError(f"codes of {len(kinds)} kinds fit {asked}: {named}; name --sae, --layer or --sample-type")
     without = sorted(set(datasets or ()) - {key.dataset for key in keys})
     if without:
         raise MissingError(f"dataset {without[0]!r} has no codes of {keys[0].sae}; make them with: saestore encode")
@@ -348,7 +346,8 @@ def matching_codes(
     return [Codes.open(lake.storage, key) for key in keys]
 
 
-def _listed(keys: Sequence[CodesKey]) -> str:
+def listed(keys: Sequence[CodesKey]) -> str:
+    """Name the first of some codes, for a message."""
     return "; ".join(key.path.removeprefix(f"{DATA}/") for key in keys[:4]) or "none"
 
 

@@ -121,10 +121,8 @@ def sae_import(
     own = check_name(name or found.name, "SAE")
     path = sae_path(own)
     there = group_exists(storage, path) and RowGroup.open(storage, path).is_complete
-    with open_named(
-        found, hook_name=hook_name, model_name=model_name, norm_scaling_factor=norm_scaling_factor
-    ) as weights:
-        write_sae(storage, own, weights, link=link, provenance={**stamp(), "source": found.source}, quiet=quiet)
+    weights = open_named(found, hook_name=hook_name, model_name=model_name, norm_scaling_factor=norm_scaling_factor)
+    write_sae(storage, own, weights, link=link, provenance={**stamp(), "source": found.source}, quiet=quiet)
     summary = _summary(RowGroup.open(storage, path), imported=not there)
     if say is not None and summary.hook_name is None:
         say(f"SAE {own} does not say where it belongs; give --hook-name, or name --layers when you encode")

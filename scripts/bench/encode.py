@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from records import Record, child, main
+from saelens_rate import saelens_rate
 
 SHAPES = {"1024 x 65536, k 32": (1024, 65_536, 32), "3584 x 16384, k 64": (3584, 16_384, 64)}
 BLOCK = 4_096
@@ -105,7 +106,7 @@ def limit(folder: str, rows: int, d_sae: int) -> dict[str, Any]:
 
 
 def saelens(folder: str, rows: int, k: int) -> dict[str, Any]:
-    """Time SAELens' encode and torch.topk on tensors in memory; nothing is read or written."""
+    """Time SAELens' encode and torch.topk in memory, on rows of the lake."""
     import torch
     from sae_lens import SAE
 
@@ -113,13 +114,7 @@ def saelens(folder: str, rows: int, k: int) -> dict[str, Any]:
 
     sae = SAE.load_from_disk(f"{folder}/sae", device="cpu")
     x = torch.from_numpy(Lake.open(f"{folder}/lake").activations("bench").read(0, rows))
-    with torch.inference_mode():
-        torch.topk(sae.encode(x[:LEGACY_BLOCK]), k)
-        begun = time.perf_counter()
-        for start in range(0, rows, LEGACY_BLOCK):
-            torch.topk(sae.encode(x[start : start + LEGACY_BLOCK]), k, dim=-1)
-        seconds = time.perf_counter() - begun
-    return {"rows_per_s": rows / seconds}
+    return {"rows_per_s": saelens_rate(sae, x, k)}
 
 
 def legacy(folder: str, rows: int, k: int) -> dict[str, Any]:

@@ -45,14 +45,14 @@ def test_an_imported_sae_is_a_source_like_any_other(
     monkeypatch.setattr(sae_lake, "_CHUNK_BYTES", 5 * 16 * 4)
     sae = make_sae(architecture, **options)
     sae.save_model(tmp_path / "sae")
-    with open_sae(tmp_path / "sae") as source:
-        written = write_sae(lake.storage, "s", source)
-        for weights in (written, open_lake_sae(open_storage(lake.storage.url), "s")):
-            check_source(weights, x, *oracle(sae, x))
-            assert weights.config == source.config
-            assert weights.content_hash() == source.content_hash()
-            np.testing.assert_array_equal(weights.vector("decoder_norms"), source.vector("decoder_norms"))
-            assert weights.name == "s"
+    source = open_sae(tmp_path / "sae")
+    written = write_sae(lake.storage, "s", source)
+    for weights in (written, open_lake_sae(open_storage(lake.storage.url), "s")):
+        check_source(weights, x, *oracle(sae, x))
+        assert weights.config == source.config
+        assert weights.content_hash() == source.content_hash()
+        np.testing.assert_array_equal(weights.vector("decoder_norms"), source.vector("decoder_norms"))
+        assert weights.name == "s"
     assert lake.saes() == ["s"]
 
 
@@ -82,11 +82,11 @@ def test_matrices_of_two_precisions_lose_nothing(lake: Lake, tmp_path: Path) -> 
     make_sae("standard").save_model(file.parent)
     tensors = load_file(file)
     save_file({**tensors, "W_enc": tensors["W_enc"].bfloat16()}, file)
-    with open_sae(file.parent) as source:
-        write_sae(lake.storage, "s", source, quiet=True)
-        for matrix in ("W_enc", "W_dec"):
-            stored = open_lake_sae(lake.storage, "s").rows(matrix, slice(None))
-            np.testing.assert_array_equal(stored, source.rows(matrix, slice(None)))
+    source = open_sae(file.parent)
+    write_sae(lake.storage, "s", source, quiet=True)
+    for matrix in ("W_enc", "W_dec"):
+        stored = open_lake_sae(lake.storage, "s").rows(matrix, slice(None))
+        np.testing.assert_array_equal(stored, source.rows(matrix, slice(None)))
 
 
 def test_axes_of_the_skip_connection_are_named(lake: Lake, tmp_path: Path) -> None:

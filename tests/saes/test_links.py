@@ -71,9 +71,9 @@ def test_linked_weights_encode_as_copied_ones_and_take_no_room(
 ) -> None:
     sae = make_sae("jumprelu", apply_b_dec_to_input=False)
     file = layout(sae, tmp_path / "sae")
-    with open_sae(file, hook_name=HOOK) as source:
-        write_sae(lake.storage, "linked", source, link=True)
-        write_sae(lake.storage, "copied", source)
+    source = open_sae(file, hook_name=HOOK)
+    write_sae(lake.storage, "linked", source, link=True)
+    write_sae(lake.storage, "copied", source)
     check_source(open_lake_sae(lake.storage, "linked"), x, *oracle(sae, x))
     assert sorted(path.name for path in (tmp_path / "lake/saes/linked").iterdir() if path.is_dir()) == [
         *("b_dec", "b_enc", "decoder_norms", "ledger", "threshold")
@@ -87,8 +87,7 @@ def test_linked_weights_encode_as_copied_ones_and_take_no_room(
 
 def test_a_file_that_moved_or_changed_is_refused(lake: Lake, tmp_path: Path, x: np.ndarray) -> None:
     file = as_saelens(make_sae("topk"), tmp_path / "sae")
-    with open_sae(file) as source:
-        write_sae(lake.storage, "s", source, link=True)
+    write_sae(lake.storage, "s", open_sae(file), link=True)
     add_activations(lake, "d", x)
     os.utime(file, ns=(1, 1))
     with pytest.raises(IntegrityError, match=r"sae_weights\.safetensors.*was changed since it was linked"):

@@ -57,9 +57,9 @@ def test_layer_of_a_renamed_file_is_not_guessed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("repo", "held", "message"),
     [
-        (REPO, {}, "lacks the tensors W_enc, W_dec, b_enc, b_dec"),
-        (REPO, torch.zeros(3), "lacks the tensors W_enc"),
-        (REPO, state(b_dec=None), "lacks the tensors b_dec"),
+        (REPO, {}, "lacks W_enc, W_dec, b_enc, b_dec; .* this one no tensors by name"),
+        (REPO, torch.zeros(3), "lacks W_enc"),
+        (REPO, state(b_dec=None), "lacks b_dec; .* this one W_dec, W_enc, b_enc$"),
         (REPO, state(W_enc=torch.zeros(4)), r"expected \(d_sae, d_in\)"),
         (REPO, state(W_dec=torch.zeros(D_SAE, D_IN)), "W_dec .* has shape"),
         (REPO.replace("W32K", "W64K"), state(), "W64K"),

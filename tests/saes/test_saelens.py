@@ -50,10 +50,10 @@ def test_saelens_folder_encodes_and_decodes_as_saelens(
         **options,
     )
     sae.save_model(tmp_path)
-    with open_sae(tmp_path) as weights:
-        check_source(weights, x, *oracle(sae, x))
-        assert weights.config.hook_name == "blocks.3.hook_resid_post"
-        assert weights.config.model_name == "tiny"
+    weights = open_sae(tmp_path)
+    check_source(weights, x, *oracle(sae, x))
+    assert weights.config.hook_name == "blocks.3.hook_resid_post"
+    assert weights.config.model_name == "tiny"
 
 
 @pytest.mark.parametrize("normalize_activations", NORMALIZATIONS)

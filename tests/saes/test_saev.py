@@ -91,8 +91,8 @@ def test_batch_topk_compares_with_its_threshold(tmp_path: Path, x: np.ndarray, t
         (FIRST | {"d_vit": 8}, None, r"W_enc .*\(d_in=8"),
         ({"d_vit": D_IN}, None, "no exp_factor"),
         ([1], None, "holds a list"),
-        (FIRST, {"W_enc": torch.zeros(D_IN, D_SAE)}, "lacks the tensors W_dec, b_enc, b_dec"),
-        (FIRST, torch.zeros(3), "lacks the tensors W_enc"),
+        (FIRST, {"W_enc": torch.zeros(D_IN, D_SAE)}, "lacks W_dec, b_enc, b_dec"),
+        (FIRST, torch.zeros(3), "lacks W_enc"),
         (FIRST, state(b_enc=torch.zeros(3)), r"b_enc .* \(3,\)"),
     ],
 )

@@ -120,10 +120,8 @@ def test_tiles_of_wide_sae_need_little_memory(tmp_path: Path) -> None:
         "assert peak() - before < 20 * 1024, peak() - before"
     )
     subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=True)
-    with open_sae(tmp_path) as weights:
-        np.testing.assert_array_equal(
-            weights.rows("W_enc", slice(1000, 3000)), sae.W_enc[:, 1000:3000].T.detach().numpy()
-        )
+    rows = open_sae(tmp_path).rows("W_enc", slice(1000, 3000))
+    np.testing.assert_array_equal(rows, sae.W_enc[:, 1000:3000].T.detach().numpy())
 
 
 def test_registry_name_in_saelens_layout_is_folded_with_the_registry_factor(hub: Hub, x: np.ndarray) -> None:
