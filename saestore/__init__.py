@@ -27,12 +27,15 @@ if TYPE_CHECKING:
     from saestore.verbs import encode as encode
     from saestore.verbs import extract as extract
     from saestore.verbs import import_ as import_
+    from saestore.verbs import index as index
     from saestore.verbs import init as init
     from saestore.verbs import sae_import as sae_import
     from saestore.verbs import sae_list as sae_list
     from saestore.verbs import sae_train as sae_train
     from saestore.verbs import show as show
+    from saestore.verbs import stats as stats
     from saestore.verbs import status as status
+    from saestore.verbs import top as top
     from saestore.verbs.names import open_lake as open
 
     __version__: str
@@ -48,6 +51,7 @@ _HOMES = {
     "import_": "saestore.verbs",
     "import_activations": "saestore.formats.importer",
     "import_codes": "saestore.formats.importer",
+    "index": "saestore.verbs",
     "init": "saestore.verbs",
     "open": "saestore.verbs.names",
     "read_samples": "saestore.samples",
@@ -56,7 +60,9 @@ _HOMES = {
     "sae_list": "saestore.verbs",
     "sae_train": "saestore.verbs",
     "show": "saestore.verbs",
+    "stats": "saestore.verbs",
     "status": "saestore.verbs",
+    "top": "saestore.verbs",
 }
 _OWN_NAMES = {"open": "open_lake"}
 
@@ -73,6 +79,7 @@ __all__ = [
     "import_",
     "import_activations",
     "import_codes",
+    "index",
     "init",
     "open",
     "read_samples",
@@ -81,7 +88,9 @@ __all__ = [
     "sae_list",
     "sae_train",
     "show",
+    "stats",
     "status",
+    "top",
 ]
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -15,14 +14,14 @@ from xarray.core import indexing
 
 from saestore.activations import Activations
 from saestore.budget import parse_memory, require_memory
-from saestore.codes import Codes, Holes, row_blocks
-from saestore.rows import Grid, RowGroup
+from saestore.code_rows import Holes, row_blocks
+from saestore.codes import Codes
+from saestore.engine.arrays import Places, as_places, count
+from saestore.rows import RowGroup
 from saestore.tables import Positions, Samples
 
-Places = slice | NDArray[np.int64]
 Reader = Callable[[Places, Places], NDArray[Any]]
 
-_CHUNK_BYTES = 128 << 20
 _COPY_BYTES = 32 << 20
 
 
@@ -41,7 +40,7 @@ class LazyRows(BackendArray):
         return self._read(key.tuple)
 
     def _read(self, key: tuple[Any, ...]) -> Any:
-        places = [_places(part, length) for part, length in zip(key, self.shape, strict=True)]
+        places = [as_places(part, length) for part, length in zip(key, self.shape, strict=True)]
         block = self._reader(places[0], places[1] if len(places) > 1 else slice(0, 0))
         return block[tuple(0 if isinstance(part, int | np.integer) else slice(None) for part in key)]
 
@@ -84,10 +83,10 @@ class DenseCodes:
 
     def __call__(self, rows: Places, columns: Places) -> NDArray[Any]:
         width = self.codes.d_sae if self.units is None else self.units.size
-        _require(_count(rows), _count(columns), self.memory, "units", "units=[...] when opening, ")
+        _require(count(rows), count(columns), self.memory, "units", "units=[...] when opening, ")
         if self.units is not None:
             chosen: NDArray[np.int64] | None = self.units[columns]
-        elif isinstance(columns, slice) and _count(columns) == width:
+        elif isinstance(columns, slice) and count(columns) == width:
             chosen = None
         else:
             chosen = np.arange(width)[columns]
@@ -103,8 +102,8 @@ class DenseActivations:
     holes: Holes
 
     def __call__(self, rows: Places, columns: Places) -> NDArray[Any]:
-        _require(_count(rows), _count(columns), self.memory, "dimensions", ".isel(d_in=...), ")
-        out = np.full((_count(rows), _count(columns)), np.nan, dtype=np.float32)
+        _require(count(rows), count(columns), self.memory, "dimensions", ".isel(d_in=...), ")
+        out = np.full((count(rows), count(columns)), np.nan, dtype=np.float32)
         group = self.activations.group
         step = max(1, _COPY_BYTES // (self.activations.d_in * 4) // group.grid.chunk_rows) * group.grid.chunk_rows
         for target, part in row_blocks(group, rows, step, self.holes):
@@ -125,7 +124,7 @@ class Column:
 
     def __call__(self, rows: Places, columns: Places) -> NDArray[Any]:
         if self.holes == "nan":
-            out = np.full(_count(rows), np.nan, dtype=np.float32)
+            out = np.full(count(rows), np.nan, dtype=np.float32)
             for target, part in row_blocks(self.group, rows, self.group.grid.shard_rows, "nan"):
                 out[target] = _stored(self.group, self.name, part)
             return out
@@ -159,21 +158,6 @@ class PlaceInSample:
         return numbers - self.positions.offsets[self.positions.sample_of(numbers)]
 
 
-def dense_chunk_rows(grid: Grid, row_bytes: int) -> int:
-    """Return the rows of a Dask chunk of at most 128 MiB that does not straddle stored chunks.
-
-    It is a shard where that fits, else a whole number of stored chunks that divides the shard, else a part of one.
-    """
-
-    def largest(whole: int, piece: int) -> int | None:
-        pieces = whole // piece
-        fitting = _CHUNK_BYTES // (row_bytes * piece)
-        return next((n * piece for n in range(min(pieces, fitting), 0, -1) if pieces % n == 0), None)
-
-    rows = largest(grid.shard_rows, grid.chunk_rows) or largest(grid.chunk_rows, 1) or 1
-    return min(rows, grid.rows)
-
-
 def _require(rows: int, columns: int, memory: str | int | None, what: str, narrower: str) -> None:
     require_memory(
         rows * columns * 4,
@@ -183,30 +167,9 @@ def _require(rows: int, columns: int, memory: str | int | None, what: str, narro
     )
 
 
-def _places(key: Any, length: int) -> Places:
-    """Return an indexer as a slice of step 1, or as places."""
-    if isinstance(key, int | np.integer):
-        place = int(key) + (length if key < 0 else 0)
-        if not 0 <= place < length:
-            raise IndexError(f"index {key} is out of bounds for an axis of {length}")
-        return slice(place, place + 1)
-    if isinstance(key, slice):
-        start, stop, step = key.indices(length)
-        return slice(start, max(start, stop)) if step == 1 else np.arange(start, stop, step)
-    places = np.asarray(key, dtype=np.int64)
-    outside = (places < -length) | (places >= length)
-    if outside.any():
-        raise IndexError(f"index {places[outside][0]} is out of bounds for an axis of {length}")
-    return cast("NDArray[np.int64]", np.where(places < 0, places + length, places))
-
-
 def _stored(group: RowGroup, name: str, rows: Places) -> NDArray[Any]:
     return group.read(name, rows.start, rows.stop) if isinstance(rows, slice) else group.take(name, rows)
 
 
 def _numbers(rows: Places) -> NDArray[np.int64]:
     return np.arange(rows.start, rows.stop) if isinstance(rows, slice) else rows
-
-
-def _count(places: Places) -> int:
-    return places.stop - places.start if isinstance(places, slice) else math.prod(places.shape)

@@ -1,91 +1,64 @@
-"""Reading codes: rows, dense blocks of chosen units, and scans for the top rows of units."""
+"""Reading codes: by row, by unit, and as dense blocks of chosen units."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from saestore._expression_tree import Condition
 from saestore.activations import Activations
+from saestore.axis import RowAxis
 from saestore.budget import parse_memory, require_memory
-from saestore.errors import DependencyError, InputError
-from saestore.kernels.densify import densify, to_csr, unit_lookup
+from saestore.code_rows import CodeRows, Holes, row_blocks, thin_blocks
+from saestore.errors import HoleError, InputError, MissingError
+from saestore.kernels.densify import densify, unit_lookup
 from saestore.kernels.quantize import as_float32
-from saestore.layout import POSITION_TYPES, CodesKey
-from saestore.rows import ArraySpec, RowGroup
+from saestore.kernels.ramps import ramps
+from saestore.layout import CodesKey
+from saestore.postings import Postings
+from saestore.rows import RowGroup
 from saestore.saes.lake import open_lake_sae
+from saestore.selection import SampleChoice, Selection
 from saestore.storage import Storage
 from saestore.tables import Positions, Samples
+from saestore.unit_stats import PERCENTILES, UnitStats
+from saestore.units import Per, TopRows, Unit
 
 if TYPE_CHECKING:
-    from scipy.sparse import csr_array
+    import pandas as pd
+    import pyarrow as pa
+    from anndata import AnnData
+    from scipy.sparse import csc_array, csr_array
+    from torch import Tensor
+
+    from saestore.bridges.long_table import LongTable
+    from saestore.bridges.matrices import SparseFormat, TorchLayout
+    from saestore.engine.arrays import DaskArray
 
 Rows = int | slice | Sequence[int] | NDArray[np.integer[Any]]
-Holes = Literal["error", "nan"]
+# Where a dense block of few units is read from: an entry of the postings costs as much as so many slots of rows, and a
+# unit as much as so many. Measured; below so many rows they are not asked at all.
+_ENTRY_SLOTS, _UNIT_SLOTS = 4, 80_000
+_WORTH_POSTINGS = 16_384
 
+# CSC is made from the postings, which have all rows, where it is of at least one row in so many of them. Measured.
+_POSTINGS_SHARE = 2
+
+_ENTRY_BYTES = 32  # of an entry of the postings while it is read
 _SCAN_BYTES = 64 << 20
 _DECODE_BYTES = 64 << 20
-_DENSE_BYTES = 8 << 20  # larger blocks are given back to the system and faulted in again each time
-
-
-@dataclass(frozen=True)
-class CodeRows:
-    """Codes of some rows, as stored: slots by (magnitude descending, unit ascending), empty at value 0.
-
-    rows : (n,) int64
-        The rows' places on the row axis.
-    indices : (n, k) uint16 or uint32
-        Original unit ids.
-    values : (n, k) float32
-    l0 : (n,) uint32
-        True number of active units; more than k says that the row was truncated. Of codes whose group has the
-        attribute `l0_exact` false (imported ones), the number of filled slots, which the true one is at least.
-    """
-
-    rows: NDArray[np.int64]
-    indices: NDArray[Any]
-    values: NDArray[np.float32]
-    l0: NDArray[np.uint32]
-
-
-@dataclass(frozen=True)
-class TopRows:
-    """The rows where one unit is most active, by the magnitude of its values, strongest first; ties by row."""
-
-    unit: int
-    rows: NDArray[np.int64]
-    values: NDArray[np.float32]
-    active_rows: int
-
-
-def code_arrays(*, k: int, d_sae: int, dtype: str, state: Sequence[str] = ()) -> list[ArraySpec]:
-    """Return the arrays of a group of codes; `state` names those that decoding needs of each row.
-
-    The codecs are the smallest of those measured that any Zarr v3 reader knows (`docs/performance.md`): bitshuffle
-    strips unused high bits of unit ids, and where all 16 bits are used bytes compress better than bits.
-    """
-    index = index_dtype(d_sae)
-    all_bits = 2**15 < d_sae <= 2**16
-    value = "uint16" if dtype == "bfloat16" else dtype
-    return [
-        ArraySpec("indices", str(index), k, codec="shuffle" if all_bits else "bitshuffle"),
-        ArraySpec("values", value, k, codec="shuffle", level=5, attributes={"saestore_dtype": dtype}),
-        ArraySpec("l0", "uint32"),
-        *(ArraySpec(name, "float32", codec="shuffle") for name in state),
-    ]
-
-
-def index_dtype(d_sae: int) -> np.dtype[Any]:
-    """Return the dtype of stored unit ids: uint16 up to 65,536 units, else uint32."""
-    return np.dtype(np.uint16 if d_sae <= 2**16 else np.uint32)
 
 
 class Codes:
-    """The codes of one SAE over one layer of one dataset.
+    """The codes of one SAE over one layer of one dataset, or of a selection of its rows.
+
+    Places (`rows(3)`, `dense(slice(0, 10))`) count the selected rows; what comes back names rows by their number on the
+    row axis, and units by their original id.
 
     Examples
     --------
@@ -93,23 +66,33 @@ class Codes:
     >>> codes = saestore.open(DEMO).codes("5_hist_fig_ismale", sae="minilm-l3")  # doctest: +SKIP
     >>> codes.rows(slice(0, 4)).indices.shape  # doctest: +SKIP
     (4, 32)
+    >>> codes.where(split="test", special=False).unit(12).top(3).values  # doctest: +SKIP
+    array([4.1, 3.9, 3.2], dtype=float32)
     """
 
-    def __init__(self, group: RowGroup, key: CodesKey) -> None:
+    def __init__(self, group: RowGroup, key: CodesKey, conditions: tuple[Condition, ...] = ()) -> None:
         self.group = group
         self.key = key
-        self.n_rows = group.grid.rows
         self.k: int = group.attributes["k"]
         self.d_sae: int = group.attributes["d_sae"]
+        self.run: str = group.attributes["run"]
+        self._conditions = conditions
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Codes.open, (self.group.storage, self.key)
+        return _reopened, (self.group.storage, self.key, self._conditions)
 
     def __repr__(self) -> str:
-        return f"<Codes {self.key.path}: {self.n_rows} rows, {self.d_sae} units, k {self.k}>"
+        of = f"some of {self.group.grid.rows}" if self.is_selection else self.group.grid.rows
+        chosen = f", where {self.selection.words}" if self.is_selection else ""
+        return f"<Codes {self.key.path}: {of} rows, {self.d_sae} units, k {self.k}{chosen}>"
 
     def __len__(self) -> int:
         return self.n_rows
+
+    @property
+    def n_rows(self) -> int:
+        """Number of rows, of a selection the selected ones."""
+        return len(self.selection) if self.is_selection else self.group.grid.rows
 
     @classmethod
     def open(cls, storage: Storage, key: CodesKey) -> Codes:
@@ -123,16 +106,78 @@ class Codes:
         return cls(RowGroup.open(storage, key.path), key)
 
     @cached_property
+    def axis(self) -> RowAxis:
+        """What the rows are."""
+        return RowAxis.open(self.group.storage, self.key.activations)
+
+    @property
     def samples(self) -> Samples:
         """The dataset's samples."""
-        return Samples.open(self.group.storage, self.key.dataset)
+        return self.axis.samples
 
-    @cached_property
+    @property
     def positions(self) -> Positions | None:
         """The position axis that the rows follow; None for pooled sample types, whose rows are the samples."""
-        if self.key.sample_type not in POSITION_TYPES:
-            return None
-        return Positions.open(self.group.storage, self.key.activations.model_key)
+        return self.axis.positions
+
+    @property
+    def is_selection(self) -> bool:
+        """Whether `where` has chosen rows."""
+        return bool(self._conditions)
+
+    @cached_property
+    def selection(self) -> Selection:
+        """The rows that are looked at; all of them unless `where` has chosen."""
+        return Selection(self.axis, self._conditions)
+
+    def where(
+        self,
+        expression: str | None = None,
+        *,
+        split: str | Sequence[str] | None = None,
+        concept: str | Sequence[str] | None = None,
+        samples: SampleChoice | None = None,
+        special: bool | None = None,
+    ) -> Codes:
+        """Return these codes for the rows that meet conditions, all of them; nothing is read yet.
+
+        Parameters
+        ----------
+        expression, split, concept, samples, special
+            As for `saestore.selection.Selection.where`.
+
+        Raises
+        ------
+        InputError, MissingError
+            An expression that cannot be read, an unknown name, split or concept; the nearest are named. A selection
+            without rows is an InputError when it is first used.
+
+        Examples
+        --------
+        >>> codes.where("position > 0 and length < 200", split="test", special=False)  # doctest: +SKIP
+        """
+        chosen = self.selection.where(expression, split=split, concept=concept, samples=samples, special=special)
+        selected = Codes(self.group, self.key, chosen.conditions)
+        # What was opened already is shared.
+        selected.__dict__.update({name: self.__dict__[name] for name in ("axis", "postings") if name in self.__dict__})
+        selected.__dict__["selection"] = chosen
+        return selected
+
+    @cached_property
+    def postings(self) -> Postings:
+        """The unit-major copy of these codes.
+
+        Raises
+        ------
+        MissingError, HoleError
+            There is none, or not of all rows.
+        """
+        try:
+            rows = self.group.grid.rows
+            return Postings.open(self.group.storage, self.key, run=self.run, rows=rows, d_sae=self.d_sae)
+        except (MissingError, HoleError):
+            self.group.check_present(0, self.group.grid.rows)  # rows that are missing are the reason, if there are such
+            raise
 
     @property
     def quality(self) -> dict[str, Any]:
@@ -156,23 +201,9 @@ class Codes:
         BudgetError
             The rows would take more than 60 % of the free memory.
         """
-        if isinstance(rows, slice):
-            start, stop = self._bounds(rows)
-            self._require(stop - start)
-            return CodeRows(
-                np.arange(start, stop),
-                self.group.read("indices", start, stop),
-                as_float32(self.group.read("values", start, stop)),
-                self.group.read("l0", start, stop),
-            )
-        places = self._places(rows)
-        self._require(len(places))
-        return CodeRows(
-            places,
-            self.group.take("indices", places),
-            as_float32(self.group.take("values", places)),
-            self.group.take("l0", places),
-        )
+        wanted = self._wanted(rows)
+        self._require(_count(wanted))
+        return self._read(wanted)
 
     def dense(
         self,
@@ -205,8 +236,8 @@ class Codes:
         HoleError
             Rows were never written and `holes` is `error`.
         """
-        wanted = slice(*self._bounds(rows)) if isinstance(rows, slice) else self._places(rows)
-        n = wanted.stop - wanted.start if isinstance(wanted, slice) else wanted.size
+        wanted = self._wanted(rows)
+        n = _count(wanted)
         width = self.d_sae if units is None else len(units)
         require_memory(
             n * width * 4,
@@ -214,12 +245,14 @@ class Codes:
             what=f"a dense block of {n:,} rows x {width:,} units",
             remedy="ask for fewer rows or name the units you need (units=[...]), or keep it sparse with to_scipy()",
         )
+        if units is not None and self._costs_less_by_unit(n, units):
+            return self._dense_by_unit(wanted, n, units)
         lookup = None if units is None else unit_lookup(_integers(units, "units"), self.d_sae)
         out = np.empty((n, width), dtype=np.float32)
         if holes == "nan":
             out.fill(np.nan)
         for targets, part in row_blocks(self.group, wanted, self._scan_rows, holes):
-            for start, block in _thin_blocks(self.rows(part), width):
+            for start, block in thin_blocks(self._read(part), width):
                 stop = start + len(block.rows)
                 if isinstance(targets, slice):
                     target: slice | NDArray[np.int64] = slice(targets.start + start, targets.start + stop)
@@ -228,21 +261,249 @@ class Codes:
                 out[target] = densify(block.indices, block.values, lookup, d_sae=self.d_sae)
         return out
 
-    def to_scipy(self, rows: Rows = slice(None)) -> csr_array:
-        """Return the codes of rows as a scipy CSR array, (n, d_sae) float32.
+    def _costs_less_by_unit(self, n: int, units: Sequence[int] | NDArray[np.integer[Any]]) -> bool:
+        """Whether the entries of the units are fewer than the slots of the rows by so much that the postings win."""
+        if n < _WORTH_POSTINGS:
+            return False
+        try:
+            self.postings.check(_integers(units, "units"))
+        except HoleError:
+            return False
+        except MissingError:
+            if "postings" in self.__dict__:
+                raise
+            return False
+        entries = int(self.postings.counts[np.unique(units)].sum())
+        return _ENTRY_SLOTS * entries + _UNIT_SLOTS * len(units) < n * self.k
+
+    def _dense_by_unit(
+        self, rows: slice | NDArray[np.int64], n: int, units: Sequence[int] | NDArray[np.integer[Any]]
+    ) -> NDArray[np.float32]:
+        """Return the dense block of rows of the axis, made from the postings."""
+        out = np.zeros((n, len(units)), dtype=np.float32)
+        found = self.postings.read(_integers(units, "units"))
+        order = np.empty(0, np.int64) if isinstance(rows, slice) else np.argsort(rows, kind="stable")
+        for column, (start, stop) in enumerate(itertools.pairwise(found.offsets.tolist())):
+            active, values = found.rows[start:stop], found.values[start:stop]
+            if isinstance(rows, slice):
+                part = slice(*np.searchsorted(active, [rows.start, rows.stop]))
+                out[active[part] - rows.start, column] = values[part]
+            else:
+                # A row may be asked for more than once, so that an entry may belong in several places.
+                first = np.searchsorted(rows, active, side="left", sorter=order)
+                counts = np.searchsorted(rows, active, side="right", sorter=order) - first
+                out[order[ramps(first, counts)], column] = np.repeat(values, counts)
+        return out
+
+    def to_scipy(self, rows: Rows = slice(None), *, format: SparseFormat = "csr") -> csr_array | csc_array:
+        """Return the codes of rows as a scipy array with sorted indices, (n, d_sae) float32.
+
+        Parameters
+        ----------
+        rows : int, slice or sequence of int
+        format : {"csr", "csc"}
+            CSR is made from the rows; CSC is copied from the postings, or made from the rows where these are few.
+
+        Raises
+        ------
+        BudgetError
+            The matrix would take more than 60 % of the free memory.
+        MissingError, HoleError
+            There are no postings to make CSC from.
+        DependencyError
+            scipy, which reading otherwise does without, is not installed.
+        """
+        from saestore.bridges.matrices import SLOT_BYTES, scipy_csr
+
+        _choose("format", format, ("csr", "csc"))
+        wanted = self._wanted(rows)
+        if format == "csc" and _count(wanted) * _POSTINGS_SHARE >= self.group.grid.rows:
+            return self._columns(wanted, np.arange(self.d_sae))
+        self._require(_count(wanted), SLOT_BYTES[format])
+        matrix = scipy_csr(*self._slots(wanted), self.d_sae)
+        return matrix if format == "csr" else matrix.tocsc()
+
+    def to_torch(
+        self, rows: Rows = slice(None), *, layout: TorchLayout = "sparse_csr"
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Return the codes of rows as torch tensors.
+
+        Parameters
+        ----------
+        rows : int, slice or sequence of int
+        layout : {"sparse_csr", "sparse_coo", "topk"}
+            A sparse tensor, or the slots as they are stored.
+
+        Returns
+        -------
+        Tensor, or a pair of them
+            (n, d_sae) float32; of `topk` indices (n, k) int64 and values (n, k) float32, both 0 in empty slots.
+
+        Raises
+        ------
+        BudgetError
+            The tensors would take more than 60 % of the free memory.
+        DependencyError
+            torch is not installed.
+        """
+        from saestore.bridges.matrices import SLOT_BYTES, torch_tensor
+
+        _choose("layout", layout, ("sparse_csr", "sparse_coo", "topk"))
+        wanted = self._wanted(rows)
+        self._require(_count(wanted), SLOT_BYTES[layout])
+        return torch_tensor(*self._slots(wanted), self.d_sae, layout)
+
+    def to_pandas(self, rows: Rows = slice(None)) -> pd.DataFrame:
+        """Return the codes of rows as a long table, one line per filled slot.
+
+        Returns
+        -------
+        DataFrame
+            `row` int64, its number on the row axis; `sample`, its id, categorical; `position` int32, the place in the
+            sample; `unit` int32; `value` float32; `split`, categorical. Lines follow the rows asked for, then slots.
+
+        Raises
+        ------
+        BudgetError
+            The table would take more than 60 % of the free memory.
+        """
+        wanted = self._wanted(rows)
+        return self._long_table(wanted).pandas(self._most_filled(wanted))
+
+    def to_arrow(self, rows: Rows = slice(None)) -> pa.Table:
+        """Return the codes of rows as a long Arrow table, with the columns of `to_pandas`.
+
+        Raises
+        ------
+        BudgetError
+            The table would take more than 60 % of the free memory.
+        DependencyError
+            pyarrow is not installed.
+        """
+        wanted = self._wanted(rows)
+        return self._long_table(wanted).arrow(self._most_filled(wanted))
+
+    def arrow_batches(self, rows: Rows = slice(None)) -> pa.RecordBatchReader:
+        """Return a reader of the table of `to_arrow` in batches of at most 2^20 lines, each read when it is asked for.
 
         Raises
         ------
         DependencyError
-            scipy, which reading otherwise does without, is not installed.
-        """
-        try:
-            from scipy.sparse import csr_array
-        except ImportError:
-            raise DependencyError("to_scipy needs scipy; install it with: pip install scipy") from None
+            pyarrow is not installed.
 
-        block = self.rows(rows)
-        return csr_array(to_csr(block.indices, block.values), shape=(len(block.rows), self.d_sae))
+        Examples
+        --------
+        >>> batches = codes.arrow_batches()  # doctest: +SKIP
+        >>> duckdb.sql("select unit, count(*) from batches group by unit")  # doctest: +SKIP
+        """
+        return self._long_table(self._wanted(rows)).batches()
+
+    def to_dask(
+        self, *, units: Sequence[int] | NDArray[np.integer[Any]] | None = None, chunk_rows: int | None = None
+    ) -> DaskArray:
+        """Return the dense matrix as a Dask array, (n, n_units) float32, whose blocks are read when they are computed.
+
+        Parameters
+        ----------
+        units : sequence of int, optional
+            Original unit ids, in the order of the columns; default all. Name them here: Dask hands a slice of columns
+            chosen later down to the reader, but not a list.
+        chunk_rows : int, optional
+            The most rows in a chunk; default as many stored ones as make 128 MiB. Chunks end where stored ones do.
+
+        Raises
+        ------
+        MissingError
+            A unit does not exist.
+
+        Examples
+        --------
+        >>> codes.to_dask(units=[3, 8]).max(axis=0).compute()  # doctest: +SKIP
+        array([7.25, 4.5 ], dtype=float32)
+        """
+        from saestore.bridges.lazy import dense_array
+        from saestore.engine.arrays import dense_chunk_rows
+
+        chosen = None if units is None else _integers(units, "units")
+        if chosen is not None:
+            if not chosen.size:
+                raise InputError("units=[] names no unit; leave it out to take all")
+            unit_lookup(chosen, self.d_sae)
+        width = self.d_sae if chosen is None else chosen.size
+        chunk_rows = dense_chunk_rows(self.group.grid, width * 4) if chunk_rows is None else chunk_rows
+        if chunk_rows < 1:
+            raise InputError(f"chunk_rows is {chunk_rows}; give at least 1 row")
+        return dense_array(self.dense, chosen, self.d_sae, self._wanted(slice(None)), chunk_rows)
+
+    def to_anndata(self, *, by: Literal["row", "unit"] = "row") -> AnnData:
+        """Return the codes as AnnData whose `X` is read when it is computed.
+
+        `adata[rows, units].to_memory()` is the way to a part of it in memory.
+
+        Parameters
+        ----------
+        by : {"row", "unit"}
+            `X` is a Dask array of CSR matrices, which are read by rows, or of CSC matrices, which are read by units
+            from the postings.
+
+        Returns
+        -------
+        AnnData
+            `obs`: the row's number, sample id, position and split. `var`: the original unit id. `uns`: which codes
+            these are, and their quality.
+
+        Raises
+        ------
+        MissingError, HoleError
+            There are no postings to read by units.
+        DependencyError
+            anndata or scipy is not installed.
+
+        Examples
+        --------
+        >>> codes.where(split="test").to_anndata(by="unit")[:, [12, 907]].to_memory()  # doctest: +SKIP
+        """
+        from saestore.bridges.lazy import annotated, csc_blocks, csr_blocks
+        from saestore.engine.arrays import dense_chunk_rows
+
+        _choose("by", by, ("row", "unit"))
+        wanted = self._wanted(slice(None))
+        if by == "row":
+            chunk_rows = dense_chunk_rows(self.group.grid, self.k * 8)
+            x = csr_blocks(self.to_scipy, self.d_sae, wanted, chunk_rows)
+        else:
+            x = csc_blocks(self._columns_at, self.postings.counts, wanted)
+        key = self.key
+        about = {name: getattr(key, name) for name in ("dataset", "model", "layer", "sae", "sample_type")}
+        return annotated(x, self.axis, wanted, {**about, "path": key.path, "quality": self.quality})
+
+    def _columns_at(self, rows: slice | NDArray[np.int64], units: NDArray[np.int64]) -> csc_array:
+        """Return units in rows at places."""
+        return self._columns(self._wanted(rows), units)
+
+    def _columns(self, rows: slice | NDArray[np.int64], units: NDArray[np.int64]) -> csc_array:
+        """Return units in rows of the axis, from the postings."""
+        from saestore.bridges.matrices import scipy_csc
+
+        return scipy_csc(self.postings, units, rows, self.group.grid.rows)
+
+    def _slots(self, rows: slice | NDArray[np.int64]) -> tuple[NDArray[Any], NDArray[np.float32]]:
+        """Return indices and values of rows of the axis."""
+        block = self._read(rows)
+        return block.indices, block.values
+
+    def _long_table(self, rows: slice | NDArray[np.int64]) -> LongTable:
+        from saestore.bridges.long_table import LongTable
+
+        return LongTable(self.axis, rows, self.k, self.group.grid.chunk_rows, self._slots)
+
+    def _most_filled(self, rows: slice | NDArray[np.int64]) -> int:
+        """Return at most how many slots of rows of the axis are filled."""
+        if isinstance(rows, slice):
+            l0 = self.group.read("l0", rows.start, rows.stop)
+        else:
+            l0 = self.group.take("l0", rows)
+        return int(np.minimum(l0, self.k).sum(dtype=np.int64))
 
     def decode(self, rows: Rows = slice(None), *, memory: str | int | None = None) -> NDArray[np.float32]:
         """Return the activations that the SAE reconstructs from the codes of rows.
@@ -279,8 +540,8 @@ class Codes:
         from saestore.saes.decoder import decode
 
         weights = open_lake_sae(self.group.storage, self.key.sae)
-        wanted = slice(*self._bounds(rows)) if isinstance(rows, slice) else self._places(rows)
-        n = wanted.stop - wanted.start if isinstance(wanted, slice) else wanted.size
+        wanted = self._wanted(rows)
+        n = _count(wanted)
         width = weights.config.d_out
         require_memory(
             n * width * 4,
@@ -292,7 +553,7 @@ class Codes:
         step = max(1, _DECODE_BYTES // (4 * (width + self.k)))
         activations = Activations.open(self.group.storage, self.key.activations) if weights.config.has_skip else None
         for places, part in row_blocks(self.group, wanted, step, "error"):
-            block = self.rows(part)
+            block = self._read(part)
             shift, scale = (
                 self.group.take(name, block.rows) if name in self.group.array_names else None
                 for name in ("shift", "scale")
@@ -302,13 +563,101 @@ class Codes:
         return out
 
     def scan(self, start: int = 0, stop: int | None = None) -> Iterator[CodeRows]:
-        """Yield consecutive rows in blocks of bounded memory."""
+        """Yield consecutive rows in blocks of bounded memory; `start` and `stop` are places."""
         stop = self.n_rows if stop is None else stop
-        for _, part in row_blocks(self.group, slice(start, stop), self._scan_rows, "error"):
-            yield self.rows(part)
+        step = self._scan_rows
+        for first in range(start, stop, step):
+            yield self._read(self._wanted(slice(first, min(first + step, stop))))
 
-    def top(self, units: Sequence[int], n: int = 10, *, special: bool = False) -> list[TopRows]:
-        """Return the rows where units are most active, by one scan over all rows.
+    def stats(self, *, split: str | None = None, special: bool = False) -> UnitStats:
+        """Return the statistics of all units: those that are stored, or of a selection computed now.
+
+        Parameters
+        ----------
+        split : str, optional
+            `train`, `cal`, `test`, or `none` for samples without a split; default all rows.
+        special : bool
+            Whether rows of special tokens count.
+
+        Raises
+        ------
+        MissingError
+            None are stored (`saestore stats` computes them), or the codes have no postings.
+        HoleError, IntegrityError
+            Some of the postings were never built, or are damaged.
+
+        Examples
+        --------
+        >>> codes.stats(split="train").is_dead.sum()  # doctest: +SKIP
+        >>> codes.where("length > 100").stats().table(sort_by="mean", limit=5)  # doctest: +SKIP
+        """
+        if not self.is_selection:
+            return UnitStats.open(self.group.storage, self.key, run=self.run, split=split, special=special)
+        from saestore.tallying import counted, marks_of, tally
+
+        chosen = self.selection if split is None else self.selection.where(split=split)
+        chosen = chosen if special else chosen.without_special
+        marks = marks_of(chosen)
+        n_rows, n_samples = counted(marks)[0]
+        columns = tally(self.postings, range(self.d_sae), marks, PERCENTILES).columns(None)
+        return UnitStats(
+            self.key,
+            columns.__getitem__,
+            d_sae=self.d_sae,
+            over=chosen.words,
+            n_rows=n_rows,
+            n_samples=n_samples,
+            percentile_levels=PERCENTILES,
+        )
+
+    def unit(self, unit: int) -> Unit:
+        """Return where a unit is active, read from the postings.
+
+        Raises
+        ------
+        MissingError
+            There is no such unit, or the codes have no postings (`saestore index` builds them).
+        HoleError, IntegrityError
+            Some of the postings were never built, or are damaged.
+
+        Examples
+        --------
+        >>> codes.unit(1234).top(3).rows  # doctest: +SKIP
+        array([7481,  112, 9034])
+        """
+        return self.units([unit])[0]
+
+    def units(self, units: Sequence[int] | NDArray[np.integer[Any]]) -> list[Unit]:
+        """Return where units are active, in the order given; all are read together.
+
+        Raises
+        ------
+        MissingError, HoleError, IntegrityError
+            As for `unit`.
+        BudgetError
+            The entries of the units would take more than 60 % of the free memory.
+        """
+        asked = _integers(units, "units")
+        postings = self.postings
+        postings.check(asked)
+        require_memory(
+            int(postings.counts[asked].sum()) * _ENTRY_BYTES,
+            budget=parse_memory(None),
+            what=f"the entries of {len(asked):,} units",
+            remedy="ask for fewer units at a time",
+        )
+        found = postings.read(asked)
+        units_found = []
+        for unit, (start, stop) in zip(asked.tolist(), itertools.pairwise(found.offsets.tolist()), strict=True):
+            active, values = found.rows[start:stop], found.values[start:stop]
+            if self.is_selection:
+                chosen = self.selection.contains(active)
+                active, values = active[chosen], values[chosen]
+            units_found.append(Unit(unit, active, values, self.selection))
+        return units_found
+
+    def top(self, units: Sequence[int], n: int = 10, *, per: Per = "position", special: bool = False) -> list[TopRows]:
+        """Return the rows where units are most active.
 
         Parameters
         ----------
@@ -316,6 +665,8 @@ class Codes:
             Original unit ids.
         n : int
             Rows per unit.
+        per : {"position", "sample"}
+            `sample` takes only the strongest row of each sample.
         special : bool
             Whether rows of special tokens count.
 
@@ -324,114 +675,65 @@ class Codes:
         list of TopRows
             In the order of `units`; fewer than n rows where a unit is active in fewer.
         """
-        lookup = unit_lookup(_integers(units, "units"), self.d_sae)
-        best: list[list[NDArray[Any]]] = [[np.empty(0, np.int64), np.empty(0, np.float32)] for _ in units]
-        active = np.zeros(len(units), dtype=np.int64)
-        for _, block in (thin for scanned in self.scan() for thin in _thin_blocks(scanned, len(units))):
-            dense = densify(block.indices, block.values, lookup, d_sae=self.d_sae)
-            if not special and self.positions is not None:
-                dense[self.positions.special(int(block.rows[0]), int(block.rows[-1]) + 1)] = 0
-            active += np.count_nonzero(dense, axis=0)
-            for column, kept in enumerate(best):
-                hits = np.flatnonzero(dense[:, column])
-                rows = np.concatenate([kept[0], block.rows[hits]])
-                values = np.concatenate([kept[1], dense[hits, column]])
-                order = np.lexsort((rows, -np.abs(values)))[:n]
-                kept[:] = [rows[order], values[order]]
-        return [
-            TopRows(int(unit), rows, values, int(count))
-            for unit, (rows, values), count in zip(units, best, active, strict=True)
-        ]
+        return [unit.top(n, per=per, special=special) for unit in self.units(units)]
 
     def sample_of(self, rows: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
-        """Return the place of the sample that each row belongs to."""
-        places = self._places(rows)
-        return places if self.positions is None else self.positions.sample_of(places)
+        """Return the place of the sample that each row of the axis belongs to."""
+        return self.axis.sample_of(self._checked(_integers(rows, "rows"), self.group.grid.rows))
 
     def rows_of_samples(self, samples: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
-        """Return the rows of chosen samples, special tokens included."""
-        places = _integers(samples, "samples")
-        return self._places(places) if self.positions is None else self.positions.rows_of(places)
+        """Return the rows of the axis that chosen samples have, special tokens included."""
+        return self._checked(self.axis.rows_of(_integers(samples, "samples")), self.group.grid.rows)
 
     @property
     def _scan_rows(self) -> int:
         chunk = self.group.grid.chunk_rows
         return max(1, _SCAN_BYTES // (self.k * 10) // chunk) * chunk
 
-    def _require(self, n: int) -> None:
-        """Refuse rows that do not fit: 12 bytes of place and l0, 10 for the index and the value of a slot."""
+    def _require(self, n: int, slot_bytes: int = 10) -> None:
+        """Refuse rows that do not fit: 12 bytes of place and l0, at least 10 for the index and the value of a slot."""
         require_memory(
-            n * (12 + self.k * 10),
+            n * (12 + self.k * slot_bytes),
             budget=parse_memory(None),
             what=f"{n:,} rows of codes with {self.k} slots",
             remedy="ask for fewer rows, or go through them in blocks with scan()",
         )
 
-    def _places(self, rows: int | Sequence[int] | NDArray[np.integer[Any]]) -> NDArray[np.int64]:
-        places = np.atleast_1d(_integers(rows, "rows"))
-        outside = (places < 0) | (places >= self.n_rows)
+    def _wanted(self, rows: Rows) -> slice | NDArray[np.int64]:
+        """Return the rows of the axis at places: a slice of them all, or numbers."""
+        if isinstance(rows, slice):
+            if rows.step not in (None, 1):
+                raise InputError(
+                    f"rows {rows.start}:{rows.stop}:{rows.step} has a step; give the row numbers as a list"
+                )
+            start, stop, _ = rows.indices(self.n_rows)
+            stop = max(start, stop)
+            return self.selection.rows(start, stop) if self.is_selection else slice(start, stop)
+        places = self._checked(np.atleast_1d(_integers(rows, "rows")), self.n_rows)
+        return self.selection.rows_at(places) if self.is_selection else places
+
+    def _checked(self, numbers: NDArray[np.int64], stop: int) -> NDArray[np.int64]:
+        outside = (numbers < 0) | (numbers >= stop)
         if outside.any():
-            raise InputError(
-                f"row {places[outside][0]} does not exist: {self.key.path} has rows 0 to {self.n_rows - 1}"
-            )
-        return places
+            raise InputError(f"row {numbers[outside][0]} does not exist: {self!r} has rows 0 to {stop - 1}")
+        return numbers
 
-    def _bounds(self, rows: slice) -> tuple[int, int]:
-        if rows.step not in (None, 1):
-            raise InputError(f"rows {rows.start}:{rows.stop}:{rows.step} has a step; give the row numbers as a list")
-        start, stop, _ = rows.indices(self.n_rows)
-        return start, max(start, stop)
-
-
-def row_blocks(
-    group: RowGroup, rows: slice | NDArray[np.int64], step: int, holes: Holes
-) -> Iterator[tuple[slice | NDArray[np.int64], slice | NDArray[np.int64]]]:
-    """Cut a choice of rows into blocks that are read one at a time.
-
-    Parameters
-    ----------
-    group : RowGroup
-    rows : slice without step, or (n,) int64
-        Rows that exist, in any order.
-    step : int
-        The most rows in a block.
-    holes : {"error", "nan"}
-        With `nan`, rows that were never written are in no block.
-
-    Yields
-    ------
-    (places, rows)
-        Places in the choice, and the rows there: both slices, or both arrays with the rows ascending.
-    """
-    written = group.written() if holes == "nan" else None
-    if isinstance(rows, slice):
-        for shard in [None] if written is None else group.grid.shards(rows.start, rows.stop):
-            if shard is None or written is None:
-                start, stop = rows.start, rows.stop
-            elif written[shard]:
-                whole = group.grid.shard(shard)
-                start, stop = max(rows.start, whole.start), min(rows.stop, whole.stop)
-            else:
-                continue
-            for first in range(start, stop, step):
-                last = min(first + step, stop)
-                yield slice(first - rows.start, last - rows.start), slice(first, last)
-        return
-    # Ascending, so that each stored chunk is read for one block, two at most.
-    order = np.argsort(rows, kind="stable")
-    if written is not None:
-        order = order[written[rows[order] // group.grid.shard_rows]]
-    for first in range(0, order.size, step):
-        places = order[first : first + step]
-        yield places, rows[places]
+    def _read(self, rows: slice | NDArray[np.int64]) -> CodeRows:
+        """Read rows of the axis."""
+        numbers = np.arange(rows.start, rows.stop) if isinstance(rows, slice) else rows
+        indices, values, l0 = (
+            self.group.read(name, rows.start, rows.stop) if isinstance(rows, slice) else self.group.take(name, rows)
+            for name in ("indices", "values", "l0")
+        )
+        return CodeRows(numbers, indices, as_float32(values), l0)
 
 
-def _thin_blocks(block: CodeRows, width: int) -> Iterator[tuple[int, CodeRows]]:
-    """Cut rows so that each part is small when dense, with its place: the dense copy must not double the memory."""
-    step = max(1, _DENSE_BYTES // (4 * max(1, width)))
-    for start in range(0, len(block.rows), step):
-        part = slice(start, start + step)
-        yield start, CodeRows(block.rows[part], block.indices[part], block.values[part], block.l0[part])
+def _reopened(storage: Storage, key: CodesKey, conditions: tuple[Condition, ...]) -> Codes:
+    return Codes(RowGroup.open(storage, key.path), key, conditions)
+
+
+def _count(rows: slice | NDArray[np.int64]) -> int:
+    return rows.stop - rows.start if isinstance(rows, slice) else rows.size
 
 
 def _integers(numbers: Any, what: str) -> NDArray[np.int64]:
@@ -439,3 +741,8 @@ def _integers(numbers: Any, what: str) -> NDArray[np.int64]:
     if array.dtype.kind not in "iu" and array.size:
         raise InputError(f"{what} of type {array.dtype} cannot be used; give numbers, for a mask: np.flatnonzero(mask)")
     return array.astype(np.int64)
+
+
+def _choose(option: str, given: str, known: Sequence[str]) -> None:
+    if given not in known:
+        raise InputError(f"{option}={given!r} is unknown; choose from {', '.join(known)}")

@@ -27,6 +27,7 @@ from saestore.layout import (
     is_name,
     sae_path,
 )
+from saestore.postings import Segment, n_segments
 from saestore.rows import RowGroup, group_exists
 from saestore.runs import run_records
 from saestore.storage import Storage, claim_document, group_document, open_storage, read_document
@@ -40,7 +41,7 @@ Key = TypeVar("Key", ActivationsKey, CodesKey)
 class GroupStatus:
     """State of one row group.
 
-    kind : `sae`, `samples`, `positions`, `activations` or `codes`
+    kind : `sae`, `samples`, `positions`, `activations`, `codes` or `postings`
     rows, written_rows : rows of the axis, and those in the ledger
     state : `done`, `partial` where rows are not written or the ledger is damaged, or `missing` where nothing was begun
         or the metadata are damaged
@@ -241,6 +242,7 @@ class Lake:
             rows.append(self._group_status("activations", key.path, **_names(key)))
         for code_key in self.code_keys():
             rows.append(self._group_status("codes", code_key.path, **_names(code_key)))
+            rows.append(self._postings_status(code_key))
         return [row for row in rows if row is not None]
 
     def _group_status(self, kind: str, path: str, **names: str) -> GroupStatus | None:
@@ -260,6 +262,39 @@ class Lake:
             kind=kind,
             path=path,
             **{name: names.get(name, "") for name in ("dataset", "model", "layer", "sae", "sample_type")},
+            rows=rows,
+            written_rows=written,
+            state=state,
+            stored_bytes=stored_bytes,
+            note=note,
+        )
+
+    def _postings_status(self, key: CodesKey) -> GroupStatus | None:
+        """Return the state of the postings of codes; None where there are none."""
+        if not self.storage.names(key.units_path):
+            return None
+        rows = written = stored_bytes = 0
+        note = ""
+        try:
+            codes = Codes.open(self.storage, key)
+            rows = codes.group.grid.rows
+            for number in range(n_segments(rows)):
+                document = read_document(self.storage, key.segment_path(codes.run, number))
+                if document is not None:
+                    segment = Segment(
+                        RowGroup.from_document(self.storage, key.segment_path(codes.run, number), document)
+                    )
+                    stored_bytes += segment.group.stored_bytes()
+                    written += (segment.stop_row - segment.first_row) * segment.group.is_complete
+            if not stored_bytes:
+                note = "only those of older codes; build them with saestore index"
+        except (IntegrityError, MissingError) as error:
+            note = str(error)
+        state: State = "done" if rows and written == rows else "partial" if stored_bytes or not rows else "missing"
+        return GroupStatus(
+            kind="postings",
+            path=key.units_path,
+            **_names(key),
             rows=rows,
             written_rows=written,
             state=state,

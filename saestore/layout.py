@@ -27,6 +27,8 @@ SAMPLES = "samples"
 POSITIONS = "positions"
 ACTIVATIONS = "activations"
 CODES = "codes"
+UNITS = "units"
+STATS = "stats"
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._:+@=,()-]*")
 _RESERVED_COLUMNS = {"id", "split", "text", "path", "concepts", "concept", "sample", LEDGER}
@@ -179,6 +181,28 @@ class CodesKey:
     def path(self) -> str:
         """Path of the group."""
         return f"{self.sae_path}/{self.sample_type}"
+
+    @property
+    def units_path(self) -> str:
+        """Path below which the postings of these codes lie."""
+        return f"{self.path}/{UNITS}"
+
+    def segment_path(self, run: str, number: int) -> str:
+        """Return the path of a segment of the postings of the codes that a run has written."""
+        return f"{self.units_path}/{run}/{number}"
+
+    @property
+    def stats_root(self) -> str:
+        """Path below which the statistics of units of these codes lie."""
+        return f"{self.path}/{STATS}"
+
+    def stats_run_path(self, run: str) -> str:
+        """Return the path below which those of the codes that a run has written lie."""
+        return f"{self.stats_root}/{run}"
+
+    def stats_path(self, run: str, split: str, *, special: bool = False) -> str:
+        """Return the path of the statistics over one split; `special`: those that count special tokens too."""
+        return f"{self.stats_run_path(run)}/{split}{'+special' if special else ''}"
 
 
 def dataset_path(dataset: str) -> str:

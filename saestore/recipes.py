@@ -50,11 +50,14 @@ VERBS: dict[str, Callable[..., Any]] = {
     "sae list": verbs.sae_list,
     "sae train": verbs.sae_train,
     "encode": verbs.encode,
+    "index": verbs.index,
     "status": verbs.status,
     "show": verbs.show,
+    "top": verbs.top,
+    "stats": verbs.stats,
     "dense": verbs.dense,
 }
-POSITIONAL = {"import": "path", "sae import": "source", "dense": "dataset"}
+POSITIONAL = {"import": "path", "sae import": "source", "show": "dataset", "dense": "dataset"}
 """Parameters that are arguments on the command line, after the lake."""
 
 _NOT_IN_RECIPES = ("lake", "quiet", "say", "catalog", "storage_options")

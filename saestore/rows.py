@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -44,7 +44,6 @@ __all__ = ["LEDGER_FIELDS", "ArraySpec", "Entry", "Grid", "RowGroup", "group_exi
 
 _ENTRY = np.dtype("<u8")
 _CONCURRENT_READS = 16
-_BYTES_PER_READ = 4 << 20
 
 
 @dataclass(frozen=True)
@@ -72,6 +71,7 @@ class RowGroup:
         self.path = path
         self.attributes: dict[str, Any] = document["attributes"][ATTRIBUTE]
         self.axis: str = self.attributes["axis"]
+        self._plural = "entries" if self.axis == "entry" else f"{self.axis}s"
         self.grid = Grid(**self.attributes["grid"])
         self.array_names: tuple[str, ...] = tuple(self.attributes["arrays"])
         self.run = int(self.attributes["run"], 16)
@@ -87,7 +87,7 @@ class RowGroup:
         return RowGroup.open, (self.storage, self.path)
 
     def __repr__(self) -> str:
-        return f"<RowGroup {self.path}: {self.grid.rows} {self.axis}s, arrays {', '.join(self.array_names)}>"
+        return f"<RowGroup {self.path}: {self.grid.rows} {self._plural}, arrays {', '.join(self.array_names)}>"
 
     @classmethod
     def create(
@@ -281,12 +281,15 @@ class RowGroup:
         HoleError
             A shard of `start:stop` is not in the ledger; the rows are named.
         """
-        holes = [shard for shard, row in self.entries(self.grid.shards(start, stop)).items() if row is None]
+        self._check_shards(self.grid.shards(start, stop))
+
+    def _check_shards(self, shards: Iterable[int]) -> None:
+        holes = [shard for shard, row in self.entries(shards).items() if row is None]
         if holes:
             first = self.grid.shard(holes[0])
             more = f" and {len(holes) - 1} more shards" if len(holes) > 1 else ""
             raise HoleError(
-                f"rows {first.start} to {first.stop - 1}{more} of {self.path} were never written; "
+                f"{self._plural} {first.start} to {first.stop - 1}{more} of {self.path} were never written; "
                 "run the command that writes them again, it goes on where it stopped"
             )
 
@@ -347,7 +350,7 @@ class RowGroup:
         """
         stop = self.grid.rows if stop is None else stop
         if not 0 <= start <= stop <= self.grid.rows:
-            raise InputError(f"rows {start}:{stop} of {self.path} do not exist; it has {self.grid.rows} {self.axis}s")
+            raise InputError(f"rows {start}:{stop} of {self.path} do not exist; it has {self.grid.rows} {self._plural}")
         if name not in self._arrays:
             raise MissingError(f"{self.path} has no array {name!r}; it has {', '.join(self.array_names)}")
         self.check_present(start, stop)
@@ -366,12 +369,34 @@ class RowGroup:
             return self.read(name, 0, 0)
         if rows.min() < 0 or rows.max() >= self.grid.rows:
             wrong = rows[(rows < 0) | (rows >= self.grid.rows)][0]
-            raise InputError(f"{self.path} has {self.grid.rows} {self.axis}s; number {wrong} was asked for")
+            raise InputError(f"{self.path} has {self.grid.rows} {self._plural}; number {wrong} was asked for")
         unique, inverse = np.unique(rows, return_inverse=True)
-        runs = list(_runs(unique, self.grid.chunk_rows, self._chunks_per_read(name)))
-        with ThreadPoolExecutor(min(_CONCURRENT_READS, len(runs))) as pool:
-            parts = list(pool.map(lambda run: self.read(name, int(run[0]), int(run[-1]) + 1)[run - run[0]], runs))
-        return np.concatenate(parts)[inverse]
+        breaks = np.flatnonzero(np.diff(unique) > 1)
+        starts, stops = unique[np.append(0, breaks + 1)], unique[np.append(breaks, unique.size - 1)] + 1
+        return self.read_ranges(name, starts, stops)[inverse]
+
+    def read_ranges(self, name: str, starts: NDArray[np.int64], stops: NDArray[np.int64]) -> NDArray[Any]:
+        """Read the rows of several ranges of one array, one range after the other; every chunk is read at most once.
+
+        Parameters
+        ----------
+        starts, stops : (m,) int64
+            Ranges of rows that exist, ascending and disjoint.
+
+        Raises
+        ------
+        HoleError, IntegrityError
+            As for `read`.
+        """
+        shards = np.zeros(self.grid.n_shards + 1, dtype=np.int64)
+        np.add.at(shards, starts // self.grid.shard_rows, 1)
+        np.add.at(shards, -(-stops // self.grid.shard_rows), -1)
+        self._check_shards(np.flatnonzero(np.cumsum(shards)).tolist())
+        return self._arrays[name].read_ranges(starts, stops)
+
+    def dtype(self, name: str) -> np.dtype[Any]:
+        """Return the dtype that an array is stored in."""
+        return self._arrays[name].dtype
 
     def whole(self, name: str) -> NDArray[Any]:
         """Read a small array off the axis.
@@ -393,13 +418,6 @@ class RowGroup:
             raise IntegrityError(f"{key} in {self.storage.url} is lost or damaged; restore it from a copy")
         raw = decode(memoryview(content), document["codecs"])
         return np.frombuffer(raw, dtype=np.dtype(document["data_type"]).newbyteorder("<")).reshape(document["shape"])
-
-    def _chunks_per_read(self, name: str) -> int:
-        document = self._documents[name]
-        if document["data_type"] == "string":
-            return 1
-        row_bytes = np.dtype(document["data_type"]).itemsize * math.prod(document["shape"][1:])
-        return max(1, _BYTES_PER_READ // int(row_bytes * self.grid.chunk_rows))
 
     def _get_many(self, keys: Sequence[str]) -> list[bytes | None]:
         if len(keys) < 2:
@@ -438,14 +456,6 @@ class RowGroup:
 def group_exists(storage: Storage, path: str) -> bool:
     """Whether a node's document is there."""
     return storage.sizes([document_key(path)])[0] is not None
-
-
-def _runs(rows: NDArray[np.int64], chunk_rows: int, chunks_per_read: int) -> Iterator[NDArray[np.int64]]:
-    """Cut sorted rows where a whole chunk would be skipped, and where a run would grow beyond a bounded read."""
-    chunks = rows // chunk_rows
-    gaps = np.diff(chunks) > 1
-    bounds = np.diff(chunks // chunks_per_read) > 0
-    yield from np.split(rows, np.flatnonzero(gaps | bounds) + 1)
 
 
 def _plain(value: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,26 +8,27 @@ trials). Writing is done here because zarr reads the old shard before it writes 
 
 from __future__ import annotations
 
+import itertools
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import Any
 
 import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
 from saestore.errors import IntegrityError
+from saestore.kernels.ramps import ramps
 from saestore.mirror import MirroredStorage
 from saestore.storage import Storage
 
 _GAP_BYTES = 256 << 10  # reading over a gap of this size costs less than another request
-_READ_BYTES = 8 << 20  # the most that one request fetches, so that decoding overlaps with fetching
+_READ_BYTES = 4 << 20  # the most that is fetched at once, so that decoding overlaps with fetching
 _CHECKSUM_BYTES = 4
 _ABSENT = 2**64 - 1
 _THREADS = 8
-
-Result = TypeVar("Result")
 
 _pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="saestore-read")
 
@@ -40,6 +41,59 @@ def _start_pool() -> None:
 if hasattr(os, "register_at_fork"):
     # Threads do not survive a fork: in a child (a DataLoader's worker) the inherited pool would wait for them forever.
     os.register_at_fork(after_in_child=_start_pool)
+
+
+@dataclass(frozen=True)
+class _Pieces:
+    """Ranges of rows cut where chunks end, in the order of the rows: arrays with an entry for each piece.
+
+    chunk : chunk of the array that a piece lies in
+    low, high : its rows within the chunk
+    place : where it goes in the result
+    """
+
+    chunk: NDArray[np.int64]
+    low: NDArray[np.int64]
+    high: NDArray[np.int64]
+    place: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, starts: NDArray[np.int64], stops: NDArray[np.int64], chunk_rows: int) -> _Pieces:
+        """Cut ranges of rows."""
+        first = starts // chunk_rows
+        counts = np.where(stops > starts, -(-stops // chunk_rows) - first, 0)
+        chunk = ramps(first, counts)
+        base = chunk * chunk_rows
+        low = np.maximum(np.repeat(starts, counts), base) - base
+        high = np.minimum(np.repeat(stops, counts), base + chunk_rows) - base
+        return cls(chunk, low, high, np.cumsum(high - low) - (high - low))
+
+    def copy(self, pieces: range, rows: NDArray[Any], out: NDArray[Any]) -> None:
+        """Put the pieces of one chunk, whose rows are given, where they go: one place, since they follow each other."""
+        low, high = self.low[pieces.start : pieces.stop], self.high[pieces.start : pieces.stop]
+        wanted = slice(low[0], high[0]) if len(low) == 1 else ramps(low, high - low)
+        place = self.place[pieces.start]
+        out[place : place + int((high - low).sum())] = rows[wanted]
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """A chunk of a shard in a fetch: its pieces, and where its bytes are in those of a request."""
+
+    chunk: int
+    places: range
+    request: int
+    begin: int
+    size: int
+
+
+@dataclass(frozen=True)
+class _Fetch:
+    """Chunks of one shard that are fetched together, by requests for ranges of bytes."""
+
+    shard: int
+    ranges: list[tuple[int, int]]
+    chunks: list[_Wanted]
 
 
 class ShardedArray:
@@ -88,52 +142,82 @@ class ShardedArray:
         IntegrityError
             An object is lost, too short, or a checksum disagrees.
         """
-        out = np.empty((stop - start, *self._shape[1:]), dtype=self.dtype)
-        reads = [
-            (shard, group)
-            for shard in range(start // self._shard_rows, -(-stop // self._shard_rows) if stop > start else 0)
-            for group in self._requests(shard, start, stop)
-        ]
-        if len(reads) == 1:
-            self._fetch(reads[0][0], reads[0][1], start, out)
+        return self.read_ranges(np.array([start]), np.array([stop]))
+
+    def read_ranges(self, starts: NDArray[np.int64], stops: NDArray[np.int64]) -> NDArray[Any]:
+        """Return the rows of several ranges, one range after the other; each chunk is fetched and decoded once.
+
+        Parameters
+        ----------
+        starts, stops : (m,) int64
+            Ranges of rows, ascending and disjoint.
+
+        Raises
+        ------
+        IntegrityError
+            As for `read`.
+        """
+        out = np.empty((int((stops - starts).sum()), *self._shape[1:]), dtype=self.dtype)
+        pieces = _Pieces.of(starts, stops, self._chunk_rows)
+        shards = list(self._by_shard(pieces))
+        unknown = [shard for shard, _ in shards if shard not in self._indexes]
+        if len(unknown) > 1:
+            list(_pool.map(self._index, unknown))
+        fetches = [fetch for shard, chunks in shards for fetch in self._fetches(shard, chunks)]
+        if len(fetches) == 1:
+            self._fetch(fetches[0], pieces, out)
         else:
-            list(_pool.map(lambda read: self._fetch(read[0], read[1], start, out), reads))
+            list(_pool.map(lambda fetch: self._fetch(fetch, pieces, out), fetches))
         return out
 
-    def _requests(self, shard: int, start: int, stop: int) -> list[range]:
-        """Group the chunks of a shard that hold rows of `start:stop` into fetches of neighbours."""
-        index = self._index(shard)
-        base = shard * self._shard_rows
-        first = max(start - base, 0) // self._chunk_rows
-        last = -(-min(stop - base, self._shard_rows) // self._chunk_rows)
-        groups: list[range] = []
-        for chunk in range(first, last):
-            if groups:
-                begin, (_, size) = int(index[groups[-1][0], 0]), map(int, index[chunk])
-                gap = int(index[chunk, 0]) - int(index[chunk - 1].sum())
-                if 0 <= gap <= _GAP_BYTES and int(index[chunk, 0]) + size - begin <= _READ_BYTES:
-                    groups[-1] = range(groups[-1].start, chunk + 1)
-                    continue
-            groups.append(range(chunk, chunk + 1))
-        return groups
+    def _by_shard(self, pieces: _Pieces) -> Iterator[tuple[int, list[tuple[int, range]]]]:
+        """Yield each shard with its chunks that are wanted: the chunk's place in the shard, and its pieces."""
+        if not len(pieces.chunk):
+            return
+        edges = [0, *(np.flatnonzero(np.diff(pieces.chunk)) + 1).tolist(), len(pieces.chunk)]
+        per_shard = self._shard_rows // self._chunk_rows
+        chunks = pieces.chunk[edges[:-1]].tolist()
+        wanted = zip(chunks, map(range, edges[:-1], edges[1:]), strict=True)
+        for shard, group in itertools.groupby(wanted, lambda one: one[0] // per_shard):
+            yield shard, [(chunk - shard * per_shard, places) for chunk, places in group]
 
-    def _fetch(self, shard: int, chunks: range, start: int, out: NDArray[Any]) -> None:
-        self._without_bad_copy(shard, lambda: self._fetch_once(shard, chunks, start, out))
+    def _fetches(self, shard: int, wanted: list[tuple[int, range]]) -> list[_Fetch]:
+        """Group the wanted chunks of a shard into requests for neighbours, and the requests into fetches."""
+        index = self._index(shard)[[chunk for chunk, _ in wanted]].tolist()
+        fetches: list[_Fetch] = []
+        size = 0
+        for (chunk, places), (begin, length) in zip(wanted, index, strict=True):
+            if not fetches or size + length > _READ_BYTES:
+                fetches.append(_Fetch(shard, [], []))
+                size = 0
+            fetch = fetches[-1]
+            if fetch.ranges and 0 <= begin - fetch.ranges[-1][1] <= _GAP_BYTES:
+                size += begin + length - fetch.ranges[-1][1]
+                fetch.ranges[-1] = (fetch.ranges[-1][0], begin + length)
+            else:
+                size += length
+                fetch.ranges.append((begin, begin + length))
+            fetch.chunks.append(_Wanted(chunk, places, len(fetch.ranges) - 1, begin - fetch.ranges[-1][0], length))
+        return fetches
 
-    def _fetch_once(self, shard: int, chunks: range, start: int, out: NDArray[Any]) -> None:
-        index = self._index(shard)
-        begin = int(index[chunks[0], 0])
-        end = int(index[chunks[-1]].sum())
-        parts = self._storage.get_ranges(self._key(shard), [(begin, end)])
-        if parts is None or len(parts[0]) != end - begin:
-            raise self._damage(shard, "is lost or too short")
-        view = memoryview(parts[0])
-        for chunk in chunks:
-            offset, size = int(index[chunk, 0]) - begin, int(index[chunk, 1])
-            first_row = shard * self._shard_rows + chunk * self._chunk_rows
-            low, high = max(start, first_row), min(start + len(out), first_row + self._chunk_rows)
-            rows = self._decode(view[offset : offset + size], shard, chunk)
-            out[low - start : high - start] = rows[low - first_row : high - first_row]
+    def _fetch(self, fetch: _Fetch, pieces: _Pieces, out: NDArray[Any]) -> None:
+        try:
+            self._fetch_once(fetch, pieces, out)
+        except IntegrityError:
+            if not self._drop_bad_copy(fetch.shard):
+                raise
+            wanted = [(one.chunk, one.places) for one in fetch.chunks]
+            for again in self._fetches(fetch.shard, wanted):
+                self._fetch_once(again, pieces, out)
+
+    def _fetch_once(self, fetch: _Fetch, pieces: _Pieces, out: NDArray[Any]) -> None:
+        parts = self._storage.get_ranges(self._key(fetch.shard), fetch.ranges)
+        sizes = [end - begin for begin, end in fetch.ranges]
+        if parts is None or [len(part) for part in parts] != sizes:
+            raise self._damage(fetch.shard, "is lost or too short")
+        for one in fetch.chunks:
+            content = memoryview(parts[one.request])[one.begin : one.begin + one.size]
+            pieces.copy(one.places, self._decode(content, fetch.shard, one.chunk), out)
 
     def _decode(self, content: memoryview, shard: int, chunk: int) -> NDArray[Any]:
         shape = (self._chunk_rows, *self._shape[1:])
@@ -149,7 +233,12 @@ class ShardedArray:
         """Offsets and sizes of a shard's chunks, (n_chunks, 2)."""
         found = self._indexes.get(shard)
         if found is None:
-            found = self._without_bad_copy(shard, lambda: self._read_index(shard))
+            try:
+                found = self._read_index(shard)
+            except IntegrityError:
+                if not self._drop_bad_copy(shard):
+                    raise
+                found = self._read_index(shard)
             self._indexes[shard] = found  # one assignment: threads that come at once store the same
         return found
 
@@ -172,15 +261,12 @@ class ShardedArray:
             raise self._damage(shard, "is not the object that its ledger entry is about")
         return index
 
-    def _without_bad_copy(self, shard: int, read: Callable[[], Result]) -> Result:
-        """Read a shard; where that was a local copy and it is damaged, read once more where the shard lies."""
-        try:
-            return read()
-        except IntegrityError:
-            if not isinstance(self._storage, MirroredStorage) or not self._storage.distrust(self._key(shard)):
-                raise
-            self.forget(shard)
-            return read()
+    def _drop_bad_copy(self, shard: int) -> bool:
+        """Where a damaged object was a local copy, drop it, so that it is read where it lies; else return False."""
+        if not isinstance(self._storage, MirroredStorage) or not self._storage.distrust(self._key(shard)):
+            return False
+        self.forget(shard)
+        return True
 
     def _key(self, shard: int) -> str:
         return "/".join([self._path, "c", str(shard), *["0"] * (len(self._shape) - 1)])

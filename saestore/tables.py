@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from saestore.errors import InputError, MissingError
+from saestore.kernels.ramps import ramps
 from saestore.layout import LEDGER, SPLITS, ModelKey, check_column, samples_path
 from saestore.rows import ArraySpec, Grid, RowGroup
 from saestore.samples import SampleTable
@@ -244,9 +245,7 @@ class Positions:
         outside = (places < 0) | (places >= len(self.offsets) - 1)
         if outside.any():
             raise InputError(f"sample {places[outside][0]} does not exist: there are {len(self.offsets) - 1} samples")
-        lengths = np.diff(self.offsets)[places]
-        before = np.cumsum(lengths) - lengths
-        return np.repeat(self.offsets[places] - before, lengths) + np.arange(lengths.sum())
+        return ramps(self.offsets[places], np.diff(self.offsets)[places])
 
     def special(self, start: int = 0, stop: int | None = None) -> NDArray[np.bool_]:
         """Return which rows are special tokens, which analyses leave out."""

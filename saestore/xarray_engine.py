@@ -23,12 +23,13 @@ from saestore._lazy_rows import (
     PlaceInSample,
     Reader,
     SampleColumn,
-    dense_chunk_rows,
     lazy_variable,
 )
 from saestore.activations import Activations
 from saestore.budget import parse_memory
-from saestore.codes import Codes, Holes
+from saestore.code_rows import Holes
+from saestore.codes import Codes
+from saestore.engine.arrays import dense_chunk_rows
 from saestore.errors import InputError, IntegrityError, MissingError, SaestoreError
 from saestore.kernels.densify import unit_lookup
 from saestore.lake import Lake
@@ -186,6 +187,8 @@ def to_xarray(
 ) -> xr.Dataset:
     """Return codes as a dataset with a lazily densified variable, as `xr.open_dataset` opens it.
 
+    Of a selection the rows are those that are selected, and the coordinate `row` has their numbers on the row axis.
+
     Parameters
     ----------
     codes : Codes
@@ -210,7 +213,12 @@ def to_xarray(
     >>> dataset = to_xarray(codes, units=[3, 8])  # doctest: +SKIP
     >>> dataset["codes"].isel(row=slice(0, 100)).sum("row").values  # doctest: +SKIP
     """
-    return _codes_dataset(codes, _Axes(codes.group.storage), units=units, memory=memory, holes=holes)
+    whole = Codes(codes.group, codes.key)
+    dataset = _codes_dataset(whole, _Axes(codes.group.storage), units=units, memory=memory, holes=holes)
+    if not codes.is_selection:
+        return dataset
+    rows = codes.selection.rows()
+    return dataset.isel(row=rows).assign_coords(row=rows)
 
 
 # ------------------------------------------------------------------- datasets

@@ -10,7 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from saestore.activations import create_activations
-from saestore.codes import Codes, code_arrays
+from saestore.code_rows import code_arrays
+from saestore.codes import Codes
+from saestore.indexing.writer import index
 from saestore.lake import Lake
 from saestore.layout import ActivationsKey, CodesKey, ModelKey
 from saestore.rows import Grid, RowGroup
@@ -168,7 +170,7 @@ def build(
     holes: Collection[int] = (),
     seed: int = 0,
 ) -> BuiltLake:
-    """Make the lake; `holes` are shards of 16 token rows that are not written."""
+    """Make the lake, with postings; `holes` are shards of 16 token rows that are not written."""
     lake = Lake.create(url, storage_options=options)
     storage, rng = lake.storage, np.random.default_rng(seed)
     offsets = np.concatenate([[0], np.cumsum(LENGTHS)]).astype(np.int64)
@@ -192,4 +194,5 @@ def build(
     activations = rng.integers(-64, 64, (n, 6)).astype(np.float32) / 8
     write_activations(storage, ActivationsKey("d", "m", "layer_3", "token"), activations, "bfloat16")
     write_activations(storage, ActivationsKey("d", "m", "layer_3", "mean"), activations[: len(LENGTHS)], "float16")
+    index(storage, list(lake.code_keys()), quiet=True)
     return BuiltLake(lake, table, offsets, special, token_id, tokens, means, activations, dict(options or {}))

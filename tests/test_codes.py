@@ -11,14 +11,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from built_lake import LENGTHS, QUALITY, BuiltLake, build, sparse_rows, top_k, write_codes
+from built_lake import LENGTHS, QUALITY, BuiltLake, build, sample_table, sparse_rows, top_k, write_codes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from saestore.codes import Codes
 from saestore.errors import BudgetError, HoleError, InputError, MissingError
+from saestore.indexing.writer import index
 from saestore.layout import CodesKey
 from saestore.storage import open_storage
+from saestore.tables import write_samples
 
 TOKENS = sum(LENGTHS)
 
@@ -120,7 +122,7 @@ def test_any_chunking_and_selection_reads_the_same(data: st.DataObject) -> None:
 def test_blocks_of_a_long_read_join_without_seams(built: BuiltLake, monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks of one stored chunk, densified row by row, as in a lake that is larger than memory."""
     monkeypatch.setattr("saestore.codes._SCAN_BYTES", 4 * 10)
-    monkeypatch.setattr("saestore.codes._DENSE_BYTES", 50 * 4)
+    monkeypatch.setattr("saestore.code_rows._DENSE_BYTES", 50 * 4)
     codes, order = built.codes(), np.random.default_rng(0).permutation(TOKENS)
     blocks = list(codes.scan(3, 30))
     assert [len(block.rows) for block in blocks] == [4, 4, 4, 4, 4, 4, 3]
@@ -150,7 +152,9 @@ def test_top_rows_are_those_of_a_full_sort(built: BuiltLake, special: bool, n: i
 def test_top_rows_of_signed_codes_are_the_largest_magnitudes() -> None:
     dense = np.array([[1, -2], [-3, -0.5], [0, -2], [3, 0]], np.float32)
     storage, key = open_storage(f"memory://{uuid.uuid4()}"), CodesKey("d", "m", "l", "s", "mean")
+    write_samples(storage, "d", sample_table(4))
     write_codes(storage, key, top_k(dense, 2))
+    index(storage, [key], quiet=True)
     first, second = Codes.open(storage, key).top([0, 1], 3)
     assert (first.rows.tolist(), first.values.tolist(), first.active_rows) == ([1, 3, 0], [-3, 3, 1], 3)
     assert (second.rows.tolist(), second.values.tolist(), second.active_rows) == ([0, 2, 1], [-2, -2, -0.5], 3)

@@ -17,7 +17,7 @@ from built_lake import LENGTHS, BuiltLake, build, sparse_rows, top_k, write_acti
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from saestore._lazy_rows import dense_chunk_rows
+from saestore.engine.arrays import dense_chunk_rows
 from saestore.errors import BudgetError, HoleError, InputError, IntegrityError, MissingError
 from saestore.layout import ActivationsKey, CodesKey
 from saestore.rows import Grid, RowGroup

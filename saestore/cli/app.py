@@ -25,8 +25,11 @@ COMMANDS: Mapping[str, Callable[..., None]] = {
     "extract": making.extract,
     "import": making.import_,
     "encode": making.encode,
+    "index": making.index,
     "status": reading.status,
     "show": reading.show,
+    "top": reading.top,
+    "stats": reading.stats,
     "dense": reading.dense,
     "run": running.run,
 }

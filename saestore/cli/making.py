@@ -1,4 +1,4 @@
-"""Commands that write a lake: init, extract, import, encode."""
+"""Commands that write a lake: init, extract, import, encode, index."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from saestore.cli.options import (
     Json,
     LakeArgument,
     Memory,
+    Postings,
     Quiet,
     SampleTypes,
     Scheduler,
@@ -121,6 +122,7 @@ def import_(
     ] = None,
     hook_name: Annotated[str | None, typer.Option(help="SAELens' hook; encode compares it with the SAE's.")] = None,
     dtype: Annotated[str | None, typer.Option(metavar="DTYPE", help="Stored as this; default the file's.")] = None,
+    postings: Postings = True,
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
@@ -150,6 +152,7 @@ def import_(
             samples=samples,
             hook_name=hook_name,
             dtype=dtype,
+            postings=postings,
             quiet=quiet,
             say=say_on_stderr(quiet),
         ),
@@ -175,6 +178,7 @@ def encode(
     ] = "fp32",
     memory: Memory = None,
     scheduler: Scheduler = None,
+    postings: Postings = True,
     force: Annotated[bool, typer.Option("--force", help="Go on although hook or quality do not fit.")] = False,
     dry_run: DryRun = False,
     quiet: Quiet = False,
@@ -206,11 +210,53 @@ def encode(
             precision=precision,
             memory=memory,
             scheduler=scheduler,
+            postings=postings,
             force=force,
             dry_run=dry_run,
             quiet=quiet,
             say=say_on_stderr(quiet),
         ),
         {"dry_run": dry_run},
+        json=json,
+    )
+
+
+def index(
+    lake: LakeArgument,
+    datasets: Datasets = None,
+    saes: Annotated[list[str] | None, typer.Option(metavar="NAME...", help="SAEs of the lake; default all.")] = None,
+    layers: Annotated[list[str] | None, typer.Option(metavar="LAYER...", help="Default all.")] = None,
+    sample_type: SampleTypes = None,
+    model: StoredModel = None,
+    memory: Memory = None,
+    scheduler: Scheduler = None,
+    quiet: Quiet = False,
+    json: Json = False,
+) -> None:
+    """Build the postings of codes, from which units are read; encode and import do it by themselves.
+
+    \b
+    Examples:
+      saestore index demo/lake
+      saestore index lake --datasets Coco --saes clip-scope-22 --memory 2GiB
+
+    \b
+    Exit codes: 0 done, 3 done except for rows of codes that were never written.
+    """
+    perform(
+        "index",
+        lambda: verbs.index(
+            lake,
+            datasets=datasets or None,
+            saes=saes or None,
+            layers=layers or None,
+            sample_type=sample_type,
+            model=model,
+            memory=memory,
+            scheduler=scheduler,
+            quiet=quiet,
+            say=say_on_stderr(quiet),
+        ),
+        {},
         json=json,
     )

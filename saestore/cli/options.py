@@ -32,6 +32,7 @@ Units = Annotated[list[int] | None, typer.Option(metavar="UNIT...", help="Origin
 Rows = Annotated[str | None, typer.Option(metavar="ROWS", help="Such as 0:5, :100, 7 or 3,8,21.")]
 Device = Annotated[str, typer.Option(metavar="DEVICE", help="auto, cpu, cuda, cuda:1 or mps.")]
 Scheduler = Annotated[str | None, typer.Option(metavar="ADDRESS", help="A Dask scheduler, as tcp://host:8786.")]
+Postings = Annotated[bool, typer.Option("--postings/--no-postings", help="Build the postings of codes too.")]
 Memory = Annotated[str | None, typer.Option(metavar="SIZE", help="The most memory to use, such as 4GiB.")]
 
 

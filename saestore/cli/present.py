@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     from saestore.encoding.writer import EncodeResult
     from saestore.extraction.writer import ExtractResult
     from saestore.formats.importer import ImportResult
+    from saestore.indexing.writer import IndexResult
     from saestore.lake import Lake
-    from saestore.verbs import CatalogRow, LakeStatus, SAESummary, Shown, Training
+    from saestore.verbs import CatalogRow, LakeStatus, SAESummary, ShownRows, TopUnits, Training, UnitTable
 
 Options = Mapping[str, Any]
 
@@ -52,10 +53,12 @@ def document(verb: str, result: Any) -> Any:
 
 
 def exit_code(verb: str, result: Any) -> int:
-    """Return 1 where a status says that something is partial, 3 where an encode left something out, else 0.
+    """Return 1 where a status says that something is partial, 3 where an encode or an index left something out, else 0.
 
     Of a recipe, the largest of its steps' codes.
     """
+    if verb == "index":
+        return 3 if any(row.reason for row in result) else 0
     if verb == "encode":
         return 3 if any(row.state == "left out" for row in result) else 0
     if verb == "run":
@@ -197,21 +200,61 @@ def _storage(result: LakeStatus) -> str:
     return table(headers, rows)
 
 
-def _show(result: Shown, options: Options) -> str:
+def _index(result: list[IndexResult], options: Options) -> str:
+    left_out = [f"  {row.key.path}: {row.reason}" for row in result if row.reason]
+    lines = ["", "left out:", *left_out] if left_out else []
+    if not any(row.indexed_rows for row in result):
+        return "\n".join([f"nothing to do: all {_count(result, 'group')} of codes have postings", *lines])
+    rows = [[row.key.path.removeprefix(f"{DATA}/"), row.rows, row.indexed_rows, row.entries] for row in result]
+    done = sum(row.indexed_rows for row in result)
+    return "\n".join([table(["codes", "rows", "indexed", "entries"], rows), f"{done:,} rows indexed", *lines])
+
+
+def _show(result: ShownRows, options: Options) -> str:
     lines = [f"SAE {result.sae}, {result.layer}, {result.sample_type}"]
-    if result.picked:
-        lines.append(result.picked)
     for row in result.rows:
         place = row.place
         lines += ["", f"row {place.row} of {place.dataset}, sample {place.sample}, {row.l0} active: {place.text}"]
         lines += [f"  unit {unit:>7}  {value:9.3f}" for unit, value in zip(row.units, row.values, strict=True)]
+    return "\n".join(lines)
+
+
+def _top(result: TopUnits, options: Options) -> str:
+    lines = [f"SAE {result.sae}, {result.layer}, {result.sample_type}"]
+    if result.picked:
+        lines.append(result.picked)
     for unit in result.units:
         share = unit.active_rows / max(1, unit.rows)
         lines += ["", f"unit {unit.unit}: active in {unit.active_rows:,} of {unit.rows:,} rows ({share:.2%})"]
         width = max((len(example.place.dataset) for example in unit.examples), default=0)
         for example in unit.examples:
-            lines.append(f"  {example.value:9.3f}  {example.place.dataset:<{width}}  {example.place.text}")
+            band = "" if example.band is None else f"  {example.band[0]:g}-{example.band[1]:g}"
+            lines.append(f"  {example.value:9.3f}{band}  {example.place.dataset:<{width}}  {example.place.text}")
     return "\n".join(lines)
+
+
+def _stats(result: list[UnitTable], options: Options) -> str:
+    parts = []
+    for found in result:
+        numbers = {name: values for name, values in found.columns.items() if not name.startswith("is_")}
+        flags = zip(found.columns["is_dead"], found.columns["is_always_on"], strict=True)
+        told = ["dead" if dead else "always on" if always else "" for dead, always in flags]
+        rows = [
+            [
+                *(
+                    f"{value:.4g}" if values.dtype.kind == "f" else int(value)
+                    for value, values in zip(row, numbers.values(), strict=True)
+                ),
+                flag,
+            ]
+            for row, flag in zip(zip(*numbers.values(), strict=True), told, strict=True)
+        ]
+        parts.append(
+            f"{found.dataset}, SAE {found.sae}, {found.layer}, {found.sample_type}: {found.d_sae:,} units over "
+            f"{found.n_rows:,} rows ({found.over}), {found.dead:,} dead, {found.always_on:,} always on\n"
+            + table([*numbers, ""], rows)
+        )
+    return "\n\n".join(parts)
 
 
 def _dense(result: Any, options: Options) -> str:
@@ -282,8 +325,11 @@ _TEXTS: dict[str, Callable[[Any, Options], str]] = {
     "sae list": _sae_list,
     "sae train": _sae_train,
     "encode": _encode,
+    "index": _index,
     "status": _status,
     "show": _show,
+    "top": _top,
+    "stats": _stats,
     "dense": _dense,
     "run": _run,
 }

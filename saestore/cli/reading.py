@@ -1,4 +1,4 @@
-"""Commands that read: catalog, status, show, dense."""
+"""Commands that read: catalog, status, show, top, stats, dense."""
 
 from __future__ import annotations
 
@@ -14,12 +14,15 @@ from saestore.cli.options import (
     LakeArgument,
     Layer,
     Memory,
+    Quiet,
     Rows,
     Sae,
     SampleType,
+    Scheduler,
     StoredModel,
     Units,
     perform,
+    say_on_stderr,
 )
 
 
@@ -60,36 +63,130 @@ def status(
 
 def show(
     lake: LakeArgument,
-    datasets: Datasets = None,
+    dataset: Annotated[str, typer.Argument(metavar="DATASET", help="A dataset of the lake.")],
+    rows: Annotated[str, typer.Option(metavar="ROWS", help="Such as 0:5, :100, 7 or 3,8,21.")] = ":5",
     sae: Sae = None,
     layer: Layer = None,
     sample_type: SampleType = None,
     model: StoredModel = None,
-    rows: Rows = None,
-    units: Units = None,
-    top: Annotated[int, typer.Option(help="Units per row, or rows per unit.")] = 5,
+    units: Annotated[int, typer.Option("--units", metavar="N", help="Units per row.")] = 5,
     json: Json = False,
 ) -> None:
-    """Show rows with their strongest units, or units with their strongest rows and the text there.
+    """Show rows of a dataset with their strongest units and the text there.
 
     \b
     Examples:
-      saestore show demo/lake
-      saestore show demo/lake --units 7 1234 --top 10
-      saestore show demo/lake --datasets 5_hist_fig_ismale --rows 0:5
+      saestore show demo/lake 5_hist_fig_ismale
+      saestore show demo/lake 5_hist_fig_ismale --rows 3,8,21 --units 10
     """
     perform(
         "show",
         lambda: verbs.show(
             lake,
-            datasets or None,
+            dataset,
+            rows=rows,
             sae=sae,
             layer=layer,
             sample_type=sample_type,
             model=model,
-            rows=rows,
+            units=units,
+        ),
+        {},
+        json=json,
+    )
+
+
+def top(
+    lake: LakeArgument,
+    datasets: Datasets = None,
+    units: Units = None,
+    n: Annotated[int, typer.Option("-n", "--n", help="Rows per unit, with --quantiles per band.")] = 5,
+    per: Annotated[str, typer.Option(metavar="WHAT", help="position, or sample: one row of each sample.")] = "position",
+    quantiles: Annotated[
+        list[float] | None, typer.Option(metavar="Q...", help="Rows from bands of activations, such as 0 0.5 0.9 1.")
+    ] = None,
+    sae: Sae = None,
+    layer: Layer = None,
+    sample_type: SampleType = None,
+    model: StoredModel = None,
+    json: Json = False,
+) -> None:
+    """Show units with the rows where they are most active, the token marked; without --units, five are picked.
+
+    \b
+    Examples:
+      saestore top demo/lake
+      saestore top demo/lake --units 7 1234 -n 10 --per sample
+      saestore top demo/lake --units 7 --quantiles 0 0.5 0.9 1
+    """
+    perform(
+        "top",
+        lambda: verbs.top(
+            lake,
+            datasets or None,
             units=units or None,
-            top=top,
+            n=n,
+            per=per,  # type: ignore[arg-type]
+            quantiles=quantiles or None,
+            sae=sae,
+            layer=layer,
+            sample_type=sample_type,
+            model=model,
+        ),
+        {},
+        json=json,
+    )
+
+
+def stats(
+    lake: LakeArgument,
+    datasets: Datasets = None,
+    split: Annotated[str | None, typer.Option(metavar="SPLIT", help="train, cal, test or none; default all.")] = None,
+    where: Annotated[str | None, typer.Option(metavar="EXPRESSION", help="Only rows that meet it; not kept.")] = None,
+    special: Annotated[bool, typer.Option("--special", help="Count special tokens too.")] = False,
+    sort: Annotated[str, typer.Option(metavar="COLUMN", help="Such as count, fraction, mean, max, p99.")] = "fraction",
+    ascending: Annotated[bool, typer.Option("--ascending", help="Smallest first.")] = False,
+    only: Annotated[
+        list[str] | None, typer.Option(metavar="COLUMN=LOW:HIGH...", help="Only units between, as fraction=0.001:0.1.")
+    ] = None,
+    limit: Annotated[int, typer.Option(help="The most units, 0 for all.")] = 20,
+    sae: Sae = None,
+    layer: Layer = None,
+    sample_type: SampleType = None,
+    model: StoredModel = None,
+    memory: Memory = None,
+    scheduler: Scheduler = None,
+    quiet: Quiet = False,
+    json: Json = False,
+) -> None:
+    """Sort and filter units by their statistics; what is not there yet is computed from the postings and kept.
+
+    \b
+    Examples:
+      saestore stats demo/lake --datasets 5_hist_fig_ismale
+      saestore stats demo/lake --split train --sort mean --only fraction=0.001:0.1 count=10:
+      saestore stats demo/lake --where 'position > 0' --sort max --json
+    """
+    perform(
+        "stats",
+        lambda: verbs.stats(
+            lake,
+            datasets or None,
+            split=split,
+            where=where,
+            special=special,
+            sort=sort,
+            ascending=ascending,
+            only=only or None,
+            limit=limit or None,
+            sae=sae,
+            layer=layer,
+            sample_type=sample_type,
+            model=model,
+            memory=memory,
+            scheduler=scheduler,
+            quiet=quiet,
+            say=say_on_stderr(quiet),
         ),
         {},
         json=json,

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from saestore import provenance
 from saestore.activations import ARRAY, Activations
-from saestore.codes import code_arrays
+from saestore.code_rows import code_arrays
 from saestore.encoding.plan import Part, checked_rows, plan_grid
 from saestore.encoding.task import stored_dtype
 from saestore.errors import ConflictError, InputError, QualityError

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from saestore.budget import readable_bytes, require_memory
-from saestore.codes import index_dtype
+from saestore.code_rows import CHUNK_ROWS, index_dtype
 from saestore.layout import ActivationsKey
 from saestore.progress import clock
 from saestore.rows import Grid
@@ -28,7 +28,6 @@ TASKS_AT_ONCE = 2
 
 _SHARD_ROWS = 262_144
 _SHARD_BYTES = 64 << 20
-_CHUNK_ROWS = 8_192
 _CHUNK_BYTES = 4 << 20
 _SHARD_FLOP = 1.5e14  # a killed run loses at most some minutes of work on a laptop
 
@@ -317,9 +316,9 @@ def plan_grid(rows: int, k: int, config: SAEConfig, value_bytes: int) -> Grid:
     All sizes are powers of two, so that of two SAEs' shards one lies within the other and a pass serves both.
     """
     row_bytes = k * max(index_dtype(config.d_sae).itemsize, value_bytes)
-    chunk = min(_CHUNK_ROWS, _power_of_two(_CHUNK_BYTES // row_bytes))
+    chunk = min(CHUNK_ROWS, _power_of_two(_CHUNK_BYTES // row_bytes))
     affordable = int(_SHARD_FLOP / (2 * config.d_in * config.d_sae))
-    shard = min(_SHARD_ROWS, _SHARD_BYTES // row_bytes, max(_CHUNK_ROWS // 2, affordable))
+    shard = min(_SHARD_ROWS, _SHARD_BYTES // row_bytes, max(CHUNK_ROWS // 2, affordable))
     return Grid.plan(rows, shard_rows=_power_of_two(shard), chunk_rows=chunk)
 
 
@@ -352,8 +351,8 @@ def _peak_bytes(parts: Sequence[Part], block: int, resources: Resources, held_by
 
     tasks = min(TASKS_AT_ONCE, max(part.grid.n_shards for part in parts))
     d_in, slots = max(part.config.d_in for part in parts), max(part.slots for part in parts)
-    # Two runs of units in work, one waiting and one being read.
-    stream = 4 * min(STREAM_BYTES, max(part.matrix_bytes for part in parts))
+    # Two runs of units in work, and one that is being read or waits.
+    stream = 3 * min(STREAM_BYTES, max(part.matrix_bytes for part in parts))
     # Of each task the rows as widened, and the block that is being read ahead: as stored and widened. One task at a
     # time computes, with what the SAE makes of the rows before it multiplies them.
     ahead = _READING_COPIES if any(part.shard_rows > block for part in parts) else 0

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from saestore.activations import Activations
-from saestore.codes import Codes, index_dtype
+from saestore.code_rows import index_dtype
+from saestore.codes import Codes
 from saestore.engine.resources import device_lock, load_once
 from saestore.errors import InputError
 from saestore.layout import ActivationsKey, CodesKey

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from saestore import provenance
-from saestore.codes import Codes, code_arrays
+from saestore.code_rows import CHUNK_ROWS, code_arrays
+from saestore.codes import Codes
 from saestore.engine.run import run_tasks
 from saestore.errors import InputError
 from saestore.formats.activations import local_path
@@ -27,7 +28,6 @@ from saestore.samples import SampleTable
 from saestore.storage import open_storage
 
 _SHARD_ROWS = 262_144
-_CHUNK_ROWS = 8_192
 _SHARD_BYTES = 64 << 20
 _BLOCK_BYTES = 4 << 20
 _QUALITY_RUNS, _QUALITY_RUN_ROWS = 64, 32
@@ -219,7 +219,7 @@ def _create(
         grid=Grid.plan(
             source.n_rows,
             shard_rows=min(_SHARD_ROWS, max(1, _SHARD_BYTES // row_bytes)),
-            chunk_rows=_CHUNK_ROWS,
+            chunk_rows=CHUNK_ROWS,
         ),
         arrays=arrays,
         identity=identity,

@@ -1,4 +1,4 @@
-"""Dense and CSR forms of codes (pure numpy: the reading side needs neither torch nor numba).
+"""Dense forms of codes (pure numpy: the reading side needs neither torch nor numba).
 
 Measured on one core, k = 32: about 27 million rows/s for up to 16 units, 11 million for 100; most of it is a gather in
 a table of one byte per unit that stays in the cache.
@@ -113,21 +113,3 @@ def densify(
         hits, found = hits[stored], found[stored]
     out[hits // max(k, 1), lookup.column[indices.reshape(-1)[hits]]] = as_float32(found)
     return out if lookup.order is None else out[:, lookup.order]
-
-
-def to_csr(
-    indices: NDArray[Any], values: NDArray[Any]
-) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]:
-    """The codes as the three arrays of a CSR matrix, in scipy's order: data, columns, row pointers.
-
-    Columns ascend within a row; ``scipy.sparse.csr_array(to_csr(indices, values), shape=(n, d_sae))``.
-    """
-    stored = values != 0
-    units = np.where(stored, indices, np.iinfo(np.int64).max).astype(np.int64)
-    order = np.argsort(units, axis=1, kind="stable")
-    kept = np.take_along_axis(stored, order, axis=1)
-    data = as_float32(np.take_along_axis(values, order, axis=1)[kept])
-    columns = np.take_along_axis(units, order, axis=1)[kept]
-    pointers = np.zeros(len(indices) + 1, dtype=np.int64)
-    np.cumsum(stored.sum(axis=1), out=pointers[1:])
-    return data, columns, pointers

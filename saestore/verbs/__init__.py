@@ -3,34 +3,39 @@
 Each takes the lake first (a `Lake`, a path, a URL, or a name in the catalog), returns plain data and prints nothing.
 """
 
+from saestore.verbs.indexing import index
 from saestore.verbs.listing import CatalogRow, LakeStatus, catalog, status
 from saestore.verbs.making import encode, extract, import_, init
-from saestore.verbs.showing import Example, Place, Shown, ShownRow, ShownUnit, show
+from saestore.verbs.showing import ShownRow, ShownRows, ShownUnit, TopUnits, show, top
 from saestore.verbs.slicing import DenseFile, dense
+from saestore.verbs.statistics import UnitTable, stats
 from saestore.verbs.storage_cost import StorageCost
 from saestore.verbs.training import SAESummary, Training, sae_import, sae_list, sae_train
 
 __all__ = [
     "CatalogRow",
     "DenseFile",
-    "Example",
     "LakeStatus",
-    "Place",
     "SAESummary",
-    "Shown",
     "ShownRow",
+    "ShownRows",
     "ShownUnit",
     "StorageCost",
+    "TopUnits",
     "Training",
+    "UnitTable",
     "catalog",
     "dense",
     "encode",
     "extract",
     "import_",
+    "index",
     "init",
     "sae_import",
     "sae_list",
     "sae_train",
     "show",
+    "stats",
     "status",
+    "top",
 ]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saestore.errors import InputError, MissingError
+from saestore.layout import CodesKey
 from saestore.verbs.names import Columns, LakeLike, Say, create_lake, model_spec, open_lake, sample_tables
 
 if TYPE_CHECKING:
@@ -171,6 +172,7 @@ def import_(
     samples: Any = None,
     hook_name: str | None = None,
     dtype: str | None = None,
+    postings: bool = True,
     quiet: bool = False,
     say: Say | None = None,
     catalog: Catalog | None = None,
@@ -200,6 +202,8 @@ def import_(
         SAELens' name of the hook point.
     dtype : str, optional
         Stored precision; default that of the file.
+    postings : bool
+        Build the postings of codes too, which unit queries read.
 
     Returns
     -------
@@ -236,7 +240,7 @@ def import_(
     for option, value in {"key": key, "hook-name": hook_name, "dtype": dtype}.items():
         if value is not None:
             raise InputError(f"--{option} is for activations; leave it out when importing codes")
-    return import_codes(
+    result = import_codes(
         opened,
         Path(path),
         dataset=dataset,
@@ -251,6 +255,12 @@ def import_(
         quiet=quiet,
         say=say,
     )
+    if postings:
+        from saestore.indexing.writer import index as build
+
+        assert isinstance(result.key, CodesKey)
+        build(opened.storage, [result.key], quiet=quiet, say=say)
+    return result
 
 
 def encode(
@@ -267,13 +277,16 @@ def encode(
     precision: str = "fp32",
     memory: str | int | None = None,
     scheduler: str | None = None,
+    postings: bool = True,
     force: bool = False,
     dry_run: bool = False,
     quiet: bool = False,
     say: Say | None = None,
     catalog: Catalog | None = None,
 ) -> list[EncodeResult]:
-    """Turn stored activations into codes with SAEs of the lake; see `saestore.encoding.writer.encode` for all options.
+    """Turn stored activations into codes with SAEs of the lake, and index them.
+
+    See `saestore.encoding.writer.encode` for all options but `postings`, which says whether the postings are built too.
 
     Examples
     --------
@@ -283,8 +296,9 @@ def encode(
 
     if not saes:
         raise InputError("no SAE was named; give at least one with --saes (saestore sae list shows them)")
-    return write(
-        open_lake(lake, catalog=catalog),
+    opened = open_lake(lake, catalog=catalog)
+    results = write(
+        opened,
         saes,
         datasets=datasets or None,
         layers=layers or None,
@@ -301,6 +315,12 @@ def encode(
         quiet=quiet,
         say=say,
     )
+    if postings and not dry_run:
+        from saestore.indexing.writer import index as build
+
+        keys = [result.key for result in results if result.state == "done" and result.key is not None]
+        build(opened.storage, keys, memory=memory, scheduler=scheduler, quiet=quiet, say=say)
+    return results
 
 
 def _count(datasets: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> int:

@@ -1,16 +1,20 @@
-"""The verb show: rows with their strongest units, and units with their strongest rows, with the text around them."""
+"""The verbs show and top: rows with their strongest units, and units with their strongest rows."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from saestore.codes import CodeRows, Codes
+from saestore.code_rows import CodeRows
+from saestore.codes import Codes
+from saestore.context import Place, places_of
 from saestore.errors import InputError
+from saestore.units import Example, Per
 from saestore.verbs.names import LakeLike, matching_codes, open_lake, row_choice
 
 if TYPE_CHECKING:
@@ -19,29 +23,6 @@ if TYPE_CHECKING:
 _PICKED = 5
 _FEWEST_ROWS = 10
 _LARGEST_SHARE = 0.02
-_CONTEXT = 48
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a row is.
-
-    sample : the sample's id
-    before, marked, after : the text around the token, and the token; for a patch its box; for a pooled row its text
-    """
-
-    dataset: str
-    row: int
-    sample: str
-    before: str
-    marked: str
-    after: str
-
-    @property
-    def text(self) -> str:
-        """The text on one line, with the token in brackets."""
-        line = f"{self.before}[{self.marked}]{self.after}" if self.marked else self.before + self.after
-        return " ".join(line.split())
 
 
 @dataclass(frozen=True)
@@ -55,11 +36,13 @@ class ShownRow:
 
 
 @dataclass(frozen=True)
-class Example:
-    """A row where a unit is active."""
+class ShownRows:
+    """What `show` found."""
 
-    place: Place
-    value: float
+    sae: str
+    layer: str
+    sample_type: str
+    rows: tuple[ShownRow, ...]
 
 
 @dataclass(frozen=True)
@@ -76,8 +59,8 @@ class ShownUnit:
 
 
 @dataclass(frozen=True)
-class Shown:
-    """What `show` found.
+class TopUnits:
+    """What `top` found.
 
     picked : how the units were picked, where the caller named none
     """
@@ -85,53 +68,101 @@ class Shown:
     sae: str
     layer: str
     sample_type: str
-    rows: tuple[ShownRow, ...] = ()
-    units: tuple[ShownUnit, ...] = ()
+    units: tuple[ShownUnit, ...]
     picked: str = ""
 
 
 def show(
     lake: LakeLike,
-    datasets: str | Sequence[str] | None = None,
+    dataset: str,
     *,
+    rows: str | int | slice | Sequence[int] = ":5",
     sae: str | None = None,
     layer: str | int | None = None,
     sample_type: str | None = None,
     model: str | None = None,
-    rows: str | int | slice | Sequence[int] | None = None,
-    units: Sequence[int] | None = None,
-    top: int = 5,
+    units: int = 5,
     catalog: Catalog | None = None,
-) -> Shown:
-    """Show rows with their strongest units, or units with their strongest rows and the text there.
+) -> ShownRows:
+    """Show rows of a dataset with their strongest units and what stands there.
+
+    Parameters
+    ----------
+    lake : Lake, str or path
+    dataset : str
+    rows : str, int, slice or sequence of int
+        Such as `0:5`, `7` or `3,8,21`.
+    sae, layer, sample_type, model
+        Which codes; what is unique in the lake may be left out.
+    units : int
+        Units per row.
+
+    Raises
+    ------
+    MissingError
+        No such codes or rows.
+
+    Examples
+    --------
+    >>> show("demo/lake", "5_hist_fig_ismale", rows="0:3")  # doctest: +SKIP
+    """
+    if units < 1:
+        raise InputError(f"units is {units}; show at least 1 unit per row")
+    [codes] = matching_codes(
+        open_lake(lake, catalog=catalog),
+        datasets=[dataset],
+        sae=sae,
+        layer=layer,
+        sample_type=sample_type,
+        model=model,
+    )
+    key = codes.key
+    return ShownRows(key.sae, key.layer, key.sample_type, tuple(_shown_rows(codes, row_choice(rows), units)))
+
+
+def top(
+    lake: LakeLike,
+    datasets: str | Sequence[str] | None = None,
+    *,
+    units: Sequence[int] | None = None,
+    n: int = 5,
+    per: Per = "position",
+    quantiles: Sequence[float] | None = None,
+    sae: str | None = None,
+    layer: str | int | None = None,
+    sample_type: str | None = None,
+    model: str | None = None,
+    catalog: Catalog | None = None,
+) -> TopUnits:
+    """Show units with the rows where they are most active, over all datasets, and what stands there.
+
+    Special tokens are left out.
 
     Parameters
     ----------
     lake : Lake, str or path
     datasets : str or sequence of str, optional
         Default: all that have the codes.
+    units : sequence of int, optional
+        Original unit ids; without them five are picked.
+    n : int
+        Rows per unit, and with quantiles per band.
+    per : {"position", "sample"}
+        `sample` takes only the strongest row of each sample.
+    quantiles : sequence of float, optional
+        Edges of bands of activations from which rows are taken, such as 0 0.5 0.9 1; default the strongest rows.
     sae, layer, sample_type, model
         Which codes; what is unique in the lake may be left out.
-    rows : str, int, slice or sequence of int, optional
-        Rows of one dataset, such as `0:5`.
-    units : sequence of int, optional
-        Original unit ids. Without rows and units, five units are picked.
-    top : int
-        Units per row, or rows per unit.
 
     Raises
     ------
     MissingError
-        No such codes, rows or units.
+        No such codes or units, or they have no postings.
 
     Examples
     --------
-    >>> show("demo/lake", rows="0:3", datasets="5_hist_fig_ismale")  # doctest: +SKIP
+    >>> top("demo/lake", units=[1234], n=10)  # doctest: +SKIP
     """
-    if top < 1:
-        raise InputError(f"top is {top}; it must be at least 1")
-    if rows is not None and units is not None:
-        raise InputError("rows and units were both given; show one or the other")
     names = [datasets] if isinstance(datasets, str) else datasets
     found = matching_codes(
         open_lake(lake, catalog=catalog),
@@ -141,24 +172,20 @@ def show(
         sample_type=sample_type,
         model=model,
     )
-    key = found[0].key
-    if rows is not None:
-        if len(found) > 1:
-            raise InputError(f"rows {rows} are of one dataset, and {len(found)} have these codes; name it: --datasets")
-        shown = tuple(_shown_rows(found[0], row_choice(rows), top))
-        return Shown(key.sae, key.layer, key.sample_type, rows=shown)
     picked = ""
     if units is None or not len(units):
         units, picked = _pick(found)
-    return Shown(key.sae, key.layer, key.sample_type, units=tuple(_shown_units(found, units, top)), picked=picked)
+    key = found[0].key
+    shown = tuple(_shown_units(found, units, n, per=per, quantiles=quantiles))
+    return TopUnits(key.sae, key.layer, key.sample_type, shown, picked)
 
 
-def _shown_rows(codes: Codes, rows: slice | list[int], top: int) -> list[ShownRow]:
+def _shown_rows(codes: Codes, rows: slice | list[int], units: int) -> list[ShownRow]:
     block = codes.rows(rows)
-    places = _places(codes, block.rows)
+    places = places_of(codes.axis, block.rows)
     shown = []
     for row, place in enumerate(places):
-        active = np.flatnonzero(block.values[row])[:top]
+        active = np.flatnonzero(block.values[row])[:units]
         shown.append(
             ShownRow(
                 place=place,
@@ -170,28 +197,26 @@ def _shown_rows(codes: Codes, rows: slice | list[int], top: int) -> list[ShownRo
     return shown
 
 
-def _shown_units(found: Sequence[Codes], units: Sequence[int], top: int) -> list[ShownUnit]:
-    per_dataset = [codes.top(units, top) for codes in found]
-    total = sum(_countable(codes) for codes in found)
-    shown = []
-    for column, unit in enumerate(units):
-        best = [
-            (-abs(float(value)), place, int(row), float(value))
-            for place, tops in enumerate(per_dataset)
-            for row, value in zip(tops[column].rows, tops[column].values, strict=True)
+def _shown_units(
+    found: Sequence[Codes], units: Sequence[int], n: int, *, per: Per, quantiles: Sequence[float] | None
+) -> Iterator[ShownUnit]:
+    total = sum(len(codes.selection.without_special) for codes in found)
+    for same in zip(*(codes.units(units) for codes in found), strict=True):
+        counted = [unit.without_special() for unit in same]
+        examples = [
+            (dataset, example)
+            for dataset, unit in enumerate(counted)
+            for example in unit.examples(n, quantiles=quantiles, per=per)
         ]
-        best = sorted(best)[:top]
-        examples = []
-        for _, place, row, value in best:
-            examples.append(Example(_places(found[place], np.array([row]))[0], value))
-        active = sum(tops[column].active_rows for tops in per_dataset)
-        shown.append(ShownUnit(int(unit), active, total, tuple(examples)))
-    return shown
+        # Strongest first, within each band; of equal ones the earlier dataset and row.
+        examples.sort(key=lambda one: (-_band(one[1]), -abs(one[1].value), one[0], one[1].place.row))
+        bands = itertools.groupby((example for _, example in examples), _band)
+        chosen = [example for _, band in bands for example in itertools.islice(band, n)]
+        yield ShownUnit(same[0].unit, sum(map(len, counted)), total, tuple(chosen))
 
 
-def _countable(codes: Codes) -> int:
-    """Rows that are not special tokens."""
-    return codes.n_rows - (0 if codes.positions is None else int(codes.positions.special().sum()))
+def _band(example: Example) -> float:
+    return 0.0 if example.band is None else example.band[1]
 
 
 def _pick(found: Sequence[Codes]) -> tuple[list[int], str]:
@@ -208,7 +233,7 @@ def _pick(found: Sequence[Codes]) -> tuple[list[int], str]:
             np.maximum.at(strongest, units, np.abs(values))
             stronger = strongest > largest
             largest[stronger], home[stronger] = strongest[stronger], place
-    total = sum(_countable(codes) for codes in found)
+    total = sum(len(codes.selection.without_special) for codes in found)
     fit = (count >= _FEWEST_ROWS) & (count <= _LARGEST_SHARE * total)
     rule = f"active in {_FEWEST_ROWS} rows or more and in at most {_LARGEST_SHARE:.0%} of {total:,} rows"
     if not fit.any():
@@ -239,43 +264,3 @@ def _active(codes: Codes, block: CodeRows) -> tuple[NDArray[np.int64], NDArray[n
     if codes.positions is not None:
         held &= ~codes.positions.special(int(block.rows[0]), int(block.rows[-1]) + 1)[:, None]
     return block.indices[held].astype(np.int64), block.values[held]
-
-
-def _places(codes: Codes, rows: NDArray[np.int64]) -> list[Place]:
-    """Return where rows are, with the text around them."""
-    samples = codes.sample_of(rows)
-    ids = codes.samples.ids[samples]
-    contents = codes.samples.contents_of(samples)
-    spans: NDArray[Any] | None = None
-    boxes: NDArray[Any] | None = None
-    if codes.positions is not None and codes.positions.has("char_start"):
-        group = codes.positions.group
-        spans = np.stack([group.take("char_start", rows), group.take("char_end", rows)], axis=1)
-        special = group.take("special", rows)
-    elif codes.positions is not None and codes.positions.has("box"):
-        boxes = codes.positions.group.take("box", rows)
-    found = []
-    for place, row in enumerate(rows):
-        content = str(contents[place])
-        if spans is not None:
-            before, marked, after = _around(content, *spans[place], special=bool(special[place]))
-        elif boxes is not None:
-            box = ", ".join(f"{edge:.0f}" for edge in boxes[place])
-            before, marked, after = f"{content} ", f"box {box}", ""
-        else:
-            before, marked, after = _shortened(content), "", ""
-        found.append(Place(codes.key.dataset, int(row), str(ids[place]), before, marked, after))
-    return found
-
-
-def _around(text: str, start: int, stop: int, *, special: bool) -> tuple[str, str, str]:
-    """Cut the text around a token; special ones, and with some tokenizers spaces, stand for no characters."""
-    if start == stop:
-        return f"({'special' if special else 'empty'} token) {_shortened(text)}", "", ""
-    first, last = max(0, start - _CONTEXT), min(len(text), stop + _CONTEXT)
-    before = ("…" if first else "") + text[first:start]
-    return before, text[start:stop], text[stop:last] + ("…" if last < len(text) else "")
-
-
-def _shortened(text: str) -> str:
-    return text if len(text) <= 2 * _CONTEXT else text[: 2 * _CONTEXT] + "…"

@@ -11,7 +11,14 @@ from pathlib import Path
 
 from records import Record, print_table
 
-NOT_BENCHMARKS = {"run.py", "records.py"}
+NOT_BENCHMARKS = {
+    "run.py",
+    "records.py",
+    "saelens_rate.py",
+    "synthetic_codes.py",
+    "query_bucket.py",
+    "query_contenders.py",
+}
 
 
 def main() -> int:

@@ -19,7 +19,7 @@ def build(folder: str) -> None:
     """Make 200 groups of codes over 20 data sets, two shards each."""
     import numpy as np
 
-    from saestore.codes import code_arrays
+    from saestore.code_rows import code_arrays
     from saestore.lake import Lake
     from saestore.layout import CodesKey
     from saestore.rows import Grid, RowGroup

@@ -16,9 +16,9 @@ import torch
 from command_runs import Run
 
 import saestore
+from saestore.context import _around
 from saestore.errors import InputError
 from saestore.saes.lake import write_sae
-from saestore.verbs.showing import _around
 from saestore.verbs.training import _shuffled, _sources
 from tests.small_lake import add_activations, mirror_sae
 
@@ -34,7 +34,7 @@ def test_status_lists_every_group_and_says_what_is_not_encoded(lake: str, run: R
     assert document["complete"] is True
     kinds = [group["kind"] for group in document["groups"]]
     assert {kind: kinds.count(kind) for kind in set(kinds)} == {
-        **{"sae": 1, "samples": 2, "positions": 2, "activations": 8, "codes": 2}
+        **{"sae": 1, "samples": 2, "positions": 2, "activations": 8, "codes": 2, "postings": 2}
     }
     copy = shutil.copytree(lake, tmp_path / "copy")
     shutil.rmtree(copy / "data/more/mini/layer_2/codes")
@@ -100,7 +100,7 @@ def test_storage_is_measured_against_files_of_the_legacy_layout(lake: str, run: 
 
 def test_rows_are_shown_with_their_strongest_units_and_token(lake: str, run: Run) -> None:
     dense, _ = dense_of(lake, "texts")
-    shown = run("show", lake, "--datasets", "texts", "--rows", "1:4", "--top", 3, "--json").json["rows"]
+    shown = run("show", lake, "texts", "--rows", "1:4", "--units", 3, "--json").json["rows"]
     assert [row["place"]["row"] for row in shown] == [1, 2, 3]
     assert [row["place"]["marked"] for row in shown] == ["The", "old", "bridge"]
     for row in shown:
@@ -116,7 +116,7 @@ def test_units_are_shown_with_their_strongest_rows_over_all_datasets(lake: str, 
     parts = {name: dense_of(lake, name) for name in ("more", "texts")}
     joined = np.concatenate([np.where(special[:, None], 0, dense) for dense, special in parts.values()])
     unit = int(joined.max(axis=0).argmax())
-    ran = run("show", lake, "--units", unit, "--top", 4, "--json").json
+    ran = run("top", lake, "--units", unit, "-n", 4, "--json").json
     shown = ran["units"][0]
     assert ran["picked"] == ""
     assert shown["active_rows"] == np.count_nonzero(joined[:, unit])
@@ -130,13 +130,13 @@ def test_units_are_shown_with_their_strongest_rows_over_all_datasets(lake: str, 
         text = saestore.open(lake).samples(place["dataset"])
         content = text.contents()[text.index_of(place["sample"])]
         assert content == place["before"] + place["marked"] + place["after"]
-    assert f"[{place['marked']}]" in run("show", lake, "--units", unit, "--top", 4).out
+    assert f"[{place['marked']}]" in run("top", lake, "--units", unit, "-n", 4).out
 
 
 def test_units_are_picked_by_the_rule_that_is_told(lake: str, run: Run) -> None:
     parts = [dense_of(lake, name) for name in ("more", "texts")]
     joined = np.concatenate([np.where(special[:, None], 0, dense) for dense, special in parts])
-    ran = run("show", lake, "--json").json
+    ran = run("top", lake, "--json").json
     picked = [unit["unit"] for unit in ran["units"]]
     assert len(picked) == len(set(picked)) == 5
     total = sum(int((~special).sum()) for _, special in parts)
@@ -145,7 +145,7 @@ def test_units_are_picked_by_the_rule_that_is_told(lake: str, run: Run) -> None:
     assert not fit.any(), "the lake is too small for the rule, which is the case tested here"
     assert "none is active in 10 rows or more and in at most 2% of" in ran["picked"]
     assert picked[0] == joined.max(axis=0).argmax()
-    assert ran == run("show", lake, "--json").json
+    assert ran == run("top", lake, "--json").json
 
 
 @pytest.mark.parametrize("ending", ["npy", "npz", "csv", "parquet"])
@@ -176,7 +176,7 @@ def test_units_and_rows_may_be_arrays_and_masks_are_refused(lake: str) -> None:
     units, rows = np.array([7, 8]), np.array([2, 0])
     block = saestore.dense(lake, "texts", sample_type="token", rows=rows, units=units)
     np.testing.assert_array_equal(block.codes.values, dense[rows][:, units])
-    assert [unit.unit for unit in saestore.show(lake, units=units).units] == [7, 8]
+    assert [unit.unit for unit in saestore.top(lake, units=units).units] == [7, 8]
     mask = np.arange(len(dense)) < 2
     for verb in (saestore.show, saestore.dense):
         with pytest.raises(InputError, match=r"np\.flatnonzero\(mask\)"):
@@ -186,9 +186,9 @@ def test_units_and_rows_may_be_arrays_and_masks_are_refused(lake: str) -> None:
 
 
 def test_a_token_without_characters_is_called_special_only_when_it_is() -> None:
-    assert _around("two words", 3, 3, special=False)[0] == "(empty token) two words"
-    assert _around("two words", 0, 0, special=True)[0] == "(special token) two words"
-    assert _around("añ🙂 words", 2, 3, special=False) == ("añ", "🙂", " words")
+    assert _around("two words", (3, 3), special=False)[0] == "(empty token) two words"
+    assert _around("two words", (0, 0), special=True)[0] == "(special token) two words"
+    assert _around("añ🙂 words", (2, 3), special=False) == ("añ", "🙂", " words")
 
 
 def test_a_limit_that_leaves_one_class_is_told(lake: str, tmp_path: Path) -> None:
@@ -314,3 +314,33 @@ def test_what_an_encode_leaves_out_is_listed_and_exit_code_three(lake: str, run:
     assert document.code == 3
     assert [row["state"] for row in document.json] == ["done", "left out", "left out"]
     assert run("encode", copy, "--saes", "none").code == 2
+
+
+def test_statistics_are_sorted_filtered_and_kept(lake: str, run: Run, tmp_path: Path) -> None:
+    copy = str(shutil.copytree(lake, tmp_path / "copy"))
+    dense, special = dense_of(lake, "texts")
+    counts = np.count_nonzero(dense[~special], axis=0)
+    chosen = ["--datasets", "texts", "--sort", "count", "--only", "count=2:", "--limit", 7]
+    (found,) = run("stats", copy, *chosen, "--json").json
+    order = [int(unit) for unit in np.lexsort((np.arange(64), -counts)) if counts[unit] >= 2][:7]
+    assert found["columns"]["unit"] == order
+    assert found["columns"]["count"] == counts[order].tolist()
+    assert (found["n_rows"], found["dead"]) == (int((~special).sum()), int((counts == 0).sum()))
+    stored = saestore.open(copy).codes("texts", sample_type="token").stats()
+    np.testing.assert_array_equal(stored.count, counts)
+    (some,) = run("stats", copy, *chosen, "--where", "position > 1", "--json").json
+    assert some["over"] == "position > 1 and no special tokens"
+    assert f"{found['dead']:,} dead" in run("stats", copy, *chosen).out
+    assert run("stats", copy, "--only", "count").code == 2
+    assert run("stats", copy, "--sort", "conut").code == 2
+
+
+def test_index_builds_what_encode_was_told_to_leave(lake: str, run: Run, tmp_path: Path) -> None:
+    copy = shutil.copytree(lake, tmp_path / "copy")
+    shutil.rmtree(copy / "data/texts/mini/layer_2/codes")
+    assert run("encode", copy, "--saes", "small", "--force", "--no-postings").code == 0
+    assert "saestore index" in run("top", copy, "--datasets", "texts", "--units", 3).err
+    again = run("index", copy, "--datasets", "texts", "--json")
+    assert (again.code, [row["indexed_rows"] > 0 for row in again.json]) == (0, [True])
+    assert run("top", copy, "--datasets", "texts", "--units", 3).code == 0
+    assert "nothing to do" in run("index", copy).out

@@ -74,6 +74,6 @@ def test_plural_options_take_many_values_and_end_at_the_next_option() -> None:
         *("encode", "lake", "--saes", "a", "--saes", "b", "--k", "3", "--layers", "1", "--layers", "2"),
         *("--datasets=x", "y"),
     ]
-    assert repeat_plural(["show", "l", "--units", "-1", "2"], ROOT) == ["show", "l", "--units", "-1", "--units", "2"]
+    assert repeat_plural(["top", "l", "--units", "-1", "2"], ROOT) == ["top", "l", "--units", "-1", "--units", "2"]
     assert repeat_plural(["sae", "train", "l", "--datasets", "a", "b"], ROOT)[-2:] == ["--datasets", "b"]
-    assert repeat_plural(["show", "--", "--units", "1", "2"], ROOT) == ["show", "--", "--units", "1", "2"]
+    assert repeat_plural(["top", "--", "--units", "1", "2"], ROOT) == ["top", "--", "--units", "1", "2"]

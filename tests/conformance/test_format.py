@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from built_lake import BuiltLake, build
 from numcodecs import Blosc, Zstd
 from small_lake import random_sae
 
+from saestore.indexing.stats import write_stats
 from saestore.rows import RowGroup
 from saestore.saes.lake import write_sae
 from saestore.samples import SampleTable
@@ -29,8 +31,18 @@ from saestore.tables import write_samples
 TREE = re.compile(
     r"saes/[^/]+|data/[^/]+/samples|data/[^/]+/[^/]+/positions"
     r"|data/[^/]+/[^/]+/[^/]+/(activations|codes/[^/]+)/(token|patch|cls|mean|max|last)"
+    r"|data/[^/]+/[^/]+/[^/]+/codes/[^/]+/(token|patch|cls|mean|max|last)"
+    r"/(units/[0-9a-f]{16}/[0-9]+|stats/[0-9a-f]{16}/(all|train|cal|test|none))"
 )
-KINDS = {"samples": "sample", "positions": "row", "activations": "row", "codes": "row", "sae": "unit"}
+KINDS = {
+    "samples": "sample",
+    "positions": "row",
+    "activations": "row",
+    "codes": "row",
+    "postings": "entry",
+    "stats": "unit",
+    "sae": "unit",
+}
 
 
 def crc32c(content: bytes) -> int:
@@ -142,6 +154,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> BuiltLake:
     for architecture in ("jumprelu", "topk"):
         config = {"k": 3} if architecture == "topk" else {}
         write_sae(built.storage, architecture, random_sae(architecture, d_in=6, d_sae=50, **config), quiet=True)
+    write_stats(built.storage, list(built.lake.code_keys()), quiet=True)
     return built
 
 
@@ -163,7 +176,7 @@ def groups(root: Path) -> dict[str, Reader]:
 def test_the_root_and_the_tree(root: Path) -> None:
     assert json.loads((root / "zarr.json").read_text())["attributes"] == {"saestore": {"format": 1}}
     found = groups(root)
-    assert len(found) == 8
+    assert len(found) == 20  # of two groups of codes each has postings and statistics over all and four splits
     assert {group.own["kind"] for group in found.values()} == set(KINDS)
     for path, group in found.items():
         assert TREE.fullmatch(path), path
@@ -242,6 +255,44 @@ def test_activations_and_codes(root: Path, built: BuiltLake, sample_type: str) -
     np.testing.assert_array_equal(l0, known.l0)
     flagged = sum(entry[codes.names.index("l0")][2] for entry in codes.ledger().values())
     assert flagged == (l0 > codes.own["k"]).sum()
+
+
+@pytest.mark.parametrize("sample_type", ["token", "mean"])
+def test_postings_and_statistics(root: Path, built: BuiltLake, sample_type: str) -> None:
+    dense = built.tokens.dense if sample_type == "token" else built.means.dense
+    folder = root / "data/d/m/layer_3/codes/s" / sample_type
+    run = Reader(folder).own["run"]
+    postings = Reader(folder / "units" / run / "0")
+    indptr, gaps, values = postings.whole("indptr"), postings.read("row_gaps"), postings.read("values")
+    assert postings.own["identity"] == {"codes": run, "first_row": 0, "stop_row": len(dense)}
+    assert (indptr[0], indptr[-1]) == (0, len(gaps))
+    for unit in range(dense.shape[1]):
+        entries = slice(int(indptr[unit]), int(indptr[unit + 1]))
+        rows = np.cumsum(gaps[entries])
+        assert rows.tolist() == np.flatnonzero(dense[:, unit]).tolist()
+        np.testing.assert_array_equal(values[entries], dense[rows, unit])
+    counted = np.ones(len(dense), dtype=bool) if sample_type == "mean" else ~built.special
+    sample = np.arange(len(dense)) if sample_type == "mean" else built.sample_of_row
+    of_split = np.array(built.table.split)[sample]
+    for split in ("all", "train", "cal", "test", "none"):
+        stats = Reader(folder / "stats" / run / split)
+        chosen = counted & ((split == "all") | (of_split == ("" if split == "none" else split)))
+        assert (stats.own["rows"], stats.own["samples"]) == (chosen.sum(), len(np.unique(sample[chosen])))
+        column = np.where(chosen[:, None], dense, 0)
+        np.testing.assert_array_equal(stats.read("count"), np.count_nonzero(column, axis=0))
+        np.testing.assert_allclose(stats.read("sum"), column.sum(axis=0), rtol=1e-6)
+        np.testing.assert_allclose(stats.read("sum_squares"), (column**2).sum(axis=0), rtol=1e-6)
+        for unit in range(dense.shape[1]):
+            rows = np.flatnonzero(column[:, unit])
+            active = np.sort(column[rows, unit])
+            ends = (stats.read("first_row")[unit], stats.read("last_row")[unit])
+            assert ends == ((rows[0], rows[-1]) if len(rows) else (-1, -1))
+            assert stats.read("samples")[unit] == len(np.unique(sample[rows]))
+            places = [math.ceil(len(rows) * q) - 1 for q in stats.own["percentiles"]]
+            expected = active[places] if len(rows) else np.full(len(places), np.nan)
+            np.testing.assert_array_equal(stats.read("percentiles")[unit], expected)
+            extremes = [stats.read("min")[unit], stats.read("max")[unit]]
+            np.testing.assert_array_equal(extremes, [active[0], active[-1]] if len(rows) else [np.nan] * 2)
 
 
 @pytest.mark.parametrize("architecture", ["jumprelu", "topk"])

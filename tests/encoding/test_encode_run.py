@@ -21,33 +21,8 @@ from saestore.encoding.writer import encode  # noqa: E402
 from saestore.errors import BudgetError, InputError, IntegrityError, MissingError, QualityError  # noqa: E402
 from saestore.lake import Lake  # noqa: E402
 from saestore.saes.lake import write_sae  # noqa: E402
-from tests.small_lake import HOOK, add_activations, mirror_sae, random_sae  # noqa: E402
-
-D_IN, D_SAE = 16, 64
-
-
-@pytest.fixture
-def lake(tmp_path: Path) -> Lake:
-    return Lake.create(tmp_path / "lake")
-
-
-@pytest.fixture
-def x() -> np.ndarray:
-    return (np.random.default_rng(5).normal(size=(300, D_IN)) * 3 + 0.5).astype(np.float32)
-
-
-@pytest.fixture
-def loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The SAEs that encoders are made of, in order."""
-    loaded: list[str] = []
-    real = encoder.Encoder.__init__
-
-    def counted(self: Any, weights: Any, **options: Any) -> None:
-        loaded.append(weights.name)
-        real(self, weights, **options)
-
-    monkeypatch.setattr(encoder.Encoder, "__init__", counted)
-    return loaded
+from tests.encoding.conftest import D_IN, D_SAE  # noqa: E402
+from tests.small_lake import HOOK, add_activations, lake_files, mirror_sae, random_sae  # noqa: E402
 
 
 @pytest.fixture
@@ -68,12 +43,6 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> Counter[tuple[str, int, int]]:
     monkeypatch.setattr(Activations, "read", counted)
     monkeypatch.setattr(Activations, "take", counted_take)
     return seen
-
-
-@pytest.fixture
-def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(encode_plan, "_SHARD_ROWS", 64)
-    monkeypatch.setattr(encode_plan, "_CHUNK_ROWS", 32)
 
 
 class TestTogether:
@@ -100,24 +69,24 @@ class TestTogether:
             (f"s{number}", dataset, rows) for number in range(3) for dataset, rows in (("a", 300), ("b", 100))
         ]
 
-    def test_together_and_alone_give_the_same_bytes(self, tmp_path: Path, x: np.ndarray, small_shards: None) -> None:
+    def test_together_and_alone_give_the_same_bytes(
+        self, tmp_path: Path, x: np.ndarray, small_shards: None, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(encode_plan, "_SHARD_FLOP", 2.0 * D_IN * D_SAE * 64)  # 32 rows of twice the width
         made = []
-        for folder, calls in (("together", [["s0", "s1"]]), ("alone", [["s1"], ["s0"]])):
+        for folder, calls in (("together", [["narrow", "wide"]]), ("alone", [["wide"], ["narrow"]])):
             lake = Lake.create(tmp_path / folder)
-            for number in range(2):
-                # 64 and 32 rows to a shard: one SAE's shards lie within the other's
-                sae = random_sae("topk", d_in=D_IN, d_sae=D_SAE, k=6, seed=number)
-                write_sae(lake.storage, f"s{number}", sae)
+            for seed, (name, d_sae) in enumerate({"narrow": D_SAE, "wide": 2 * D_SAE}.items()):
+                write_sae(lake.storage, name, random_sae("topk", d_in=D_IN, d_sae=d_sae, k=6, seed=seed))
             add_activations(lake, "a", x)
-            for names in calls:
-                encode(lake, names, force=True, quiet=True)
-            content = {
-                str(path.relative_to(lake.url)): path.read_bytes()
-                for path in Path(lake.url).rglob("*")
-                if path.is_file() and "runs" not in path.parts
-            }
-            made.append(content)
-        assert made[0] == made[1]
+            passes = [encode(lake, names, force=True, quiet=True)[0].plan for names in calls]
+            assert [plan and len(plan.parts) for plan in passes] == [len(names) for names in calls]
+            grids = [lake.codes("a", sae=name).group.grid for name in ("narrow", "wide")]
+            assert [grid.shard_rows for grid in grids] == [64, 32], "one SAE's shards lie within the other's"
+            made.append(lake_files(tmp_path / folder))
+        together, alone = made
+        assert together.keys() == alone.keys()
+        assert [name for name, content in together.items() if content != alone[name]] == []
 
     def test_shards_of_different_sizes_are_written_in_one_pass(
         self, lake: Lake, x: np.ndarray, reads: Counter[Any], monkeypatch: pytest.MonkeyPatch
@@ -125,7 +94,7 @@ class TestTogether:
         write_sae(lake.storage, "narrow", random_sae("topk", d_in=D_IN, d_sae=D_SAE, k=6))
         write_sae(lake.storage, "wide", random_sae("topk", d_in=D_IN, d_sae=8 * D_SAE, k=6))
         add_activations(lake, "a", x)
-        monkeypatch.setattr(encode_plan, "_CHUNK_ROWS", 32)
+        monkeypatch.setattr(encode_plan, "CHUNK_ROWS", 32)
         monkeypatch.setattr(encode_plan, "_SHARD_ROWS", 128)
         monkeypatch.setattr(encode_plan, "_SHARD_FLOP", 2.0 * D_IN * 8 * D_SAE * 40)
         encode(lake, ["narrow", "wide"], force=True, quiet=True)
@@ -452,14 +421,14 @@ class TestOneAmongSeveral:
     ) -> None:
         encode(pair, ["odd", "good"], k=4, force=True, quiet=True)
         codes = Path(pair.url) / "data/a/m/layer_3/codes"
-        before = {path: path.read_bytes() for path in codes.rglob("*") if path.is_file()}
+        before = lake_files(codes)
         for sae, shard in (("odd", 0), ("odd", 4), ("good", 2), ("good", 4)):
             for array, chunk in (("indices", f"{shard}/0"), ("values", f"{shard}/0"), ("l0", str(shard))):
                 (codes / sae / "token" / array / "c" / chunk).unlink()
             (codes / sae / "token/ledger" / f"c.{shard}.0.0").unlink()
         results = {r.sae: r.encoded_rows for r in encode(pair, ["odd", "good"], k=4, quiet=True)}
         assert results == {"odd": 64 + 44, "good": 64 + 44}
-        assert {path: path.read_bytes() for path in codes.rglob("*") if path.is_file()} == before
+        assert lake_files(codes) == before
 
 
 def test_a_zero_decoder_row_does_not_spoil_rows_with_empty_slots(lake: Lake, x: np.ndarray) -> None:

@@ -28,19 +28,8 @@ from saestore.lake import Lake  # noqa: E402
 from saestore.layout import ActivationsKey  # noqa: E402
 from saestore.saes import open_sae  # noqa: E402
 from saestore.saes.lake import write_sae  # noqa: E402
-from tests.small_lake import HOOK, add_activations, mirror_sae, random_sae  # noqa: E402
-
-D_IN, D_SAE = 16, 64
-
-
-@pytest.fixture
-def lake(tmp_path: Path) -> Lake:
-    return Lake.create(tmp_path / "lake")
-
-
-@pytest.fixture
-def x() -> np.ndarray:
-    return (np.random.default_rng(5).normal(size=(300, D_IN)) * 3 + 0.5).astype(np.float32)
+from tests.encoding.conftest import D_IN, D_SAE  # noqa: E402
+from tests.small_lake import HOOK, add_activations, lake_files, mirror_sae, random_sae  # noqa: E402
 
 
 def top_k(dense: np.ndarray, k: int, dtype: Any = np.float16) -> tuple[np.ndarray, np.ndarray]:
@@ -92,12 +81,6 @@ def planned(config: Any, *, k: int | None, rows: int, budget: int = 2 << 30, hel
 
 def dense_of(lake: Lake, dataset: str = "d", **where: Any) -> np.ndarray:
     return lake.codes(dataset, **where).dense()
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    """All files of a lake but the records of runs, which know when they were."""
-    found = [path for path in folder.rglob("*") if path.is_file() and "runs" not in path.relative_to(folder).parts]
-    return {str(path.relative_to(folder)): path.read_bytes() for path in found}
 
 
 class TestAgainstSAELens:
@@ -226,49 +209,46 @@ def test_blocks_and_streaming_do_not_change_a_byte(
         add_activations(lake, "d", rows)
         plan = encode(lake, "s", k=8, dtype="float32", force=True, quiet=True)[0].plan
         assert plan is not None
-        assert plan.held is hold
-        made.append(files(tmp_path / f"{block}-{hold}"))
+        assert (plan.held, plan.block_rows) == (hold, min(block, n) if hold else n)
+        made.append(lake_files(tmp_path / f"{block}-{hold}"))
     for other in made[1:]:
         assert made[0].keys() == other.keys()
         assert [key for key, content in made[0].items() if content != other[key]] == []
 
 
-@pytest.mark.parametrize(("shard_rows", "chunk_rows"), [(64, 16), (100, 100), (8192, 4096)])
+@pytest.mark.parametrize(
+    ("shard_rows", "chunk_rows", "cut"), [(64, 16, (64, 16)), (100, 100, (64, 64)), (8192, 4096, (300, 300))]
+)
 def test_grids_give_equal_codes(
-    lake: Lake, x: np.ndarray, monkeypatch: pytest.MonkeyPatch, shard_rows: int, chunk_rows: int
+    lake: Lake,
+    x: np.ndarray,
+    monkeypatch: pytest.MonkeyPatch,
+    shard_rows: int,
+    chunk_rows: int,
+    cut: tuple[int, int],
 ) -> None:
     write_sae(lake.storage, "s", random_sae("topk", d_in=D_IN, d_sae=D_SAE, k=6))
     add_activations(lake, "d", x, shard_rows=64)
     monkeypatch.setattr(encode_plan, "_SHARD_ROWS", shard_rows)
-    monkeypatch.setattr(encode_plan, "_CHUNK_ROWS", chunk_rows)
+    monkeypatch.setattr(encode_plan, "CHUNK_ROWS", chunk_rows)
     encode(lake, "s", force=True, quiet=True)
     codes = lake.codes("d")
-    assert codes.group.grid.n_shards == -(-300 // codes.group.grid.shard_rows)
+    assert (codes.group.grid.shard_rows, codes.group.grid.chunk_rows) == cut
     weights = random_sae("topk", d_in=D_IN, d_sae=D_SAE, k=6)
     pre = np.maximum(x.astype(np.float64) @ weights.arrays["W_enc"].T + weights.arrays["b_enc"], 0)
-    cut = np.sort(pre, axis=1)[:, -6:-5]
-    np.testing.assert_allclose(codes.dense(), np.where(pre >= cut, pre, 0), rtol=1e-3, atol=1e-6)
+    expected = np.where(pre >= np.sort(pre, axis=1)[:, -6:-5], pre, 0)
+    np.testing.assert_allclose(codes.dense(), expected, rtol=1e-3, atol=1e-6)
 
 
 def test_several_saes_and_datasets_load_each_sae_once(
-    lake: Lake, x: np.ndarray, monkeypatch: pytest.MonkeyPatch
+    lake: Lake, x: np.ndarray, loads: list[str], small_shards: None
 ) -> None:
     for number in range(2):
         write_sae(lake.storage, f"s{number}", random_sae("topk", d_in=D_IN, d_sae=D_SAE, k=6, seed=number))
     for name, rows in (("a", x), ("b", x[:40]), ("c", x[40:])):
         add_activations(lake, name, rows)
-    monkeypatch.setattr(encode_plan, "_SHARD_ROWS", 64)
-    monkeypatch.setattr(encode_plan, "_CHUNK_ROWS", 64)
-    loaded: list[str] = []
-    real = encoder.Encoder.__init__
-
-    def counted(self: Any, weights: Any, **options: Any) -> None:
-        loaded.append(weights.name)
-        real(self, weights, **options)
-
-    monkeypatch.setattr(encoder.Encoder, "__init__", counted)
     results = encode(lake, ["s0", "s1"], force=True, quiet=True)
-    assert loaded == ["s0", "s1"]
+    assert loads == ["s0", "s1"]
     assert [(r.sae, r.dataset, r.encoded_rows) for r in results] == [
         (sae, name, n) for sae in ("s0", "s1") for name, n in (("a", 300), ("b", 40), ("c", 260))
     ]
@@ -277,16 +257,17 @@ def test_several_saes_and_datasets_load_each_sae_once(
     np.testing.assert_array_equal(whole[40:], dense_of(lake, "c", sae="s1"))
     assert (dense_of(lake, "a", sae="s0") != whole).any()
     again = encode(lake, ["s0", "s1"], quiet=True)
-    assert loaded == ["s0", "s1"]
+    assert loads == ["s0", "s1"]
     assert all(result.encoded_rows == 0 and result.plan is None for result in again)
 
 
-def test_nothing_stays_loaded_after_the_call(lake: Lake, x: np.ndarray) -> None:
+def test_nothing_stays_loaded_after_the_call(lake: Lake, x: np.ndarray, loads: list[str]) -> None:
     from saestore.engine import resources
 
     write_sae(lake.storage, "s", mirror_sae(D_IN))
     add_activations(lake, "d", x)
     encode(lake, "s", quiet=True)
+    assert loads == ["s"]
     assert not [key for key in resources._loaded if key[0] == encode_task.ENCODER]
 
 
@@ -458,9 +439,9 @@ class TestPlan:
     def test_a_dry_run_says_the_plan_and_writes_nothing(self, lake: Lake, x: np.ndarray, tmp_path: Path) -> None:
         write_sae(lake.storage, "s", mirror_sae(D_IN))
         add_activations(lake, "d", x)
-        before, lines = files(tmp_path), []
+        before, lines = lake_files(tmp_path), []
         result = encode(lake, "s", k=4, dry_run=True, quiet=True, say=lines.append)[0]
-        assert files(tmp_path) == before
+        assert lake_files(tmp_path) == before
         assert result.plan is not None
         assert (result.encoded_rows, result.plan.rows) == (0, 300)
         assert len(lines) == 1
@@ -468,7 +449,7 @@ class TestPlan:
         assert "weights in memory" in lines[0]
         encode(lake, "s", dry_run=True, quiet=True, say=lines.append)
         assert "count the active units" in lines[1]
-        assert files(tmp_path) == before
+        assert lake_files(tmp_path) == before
 
     @pytest.mark.parametrize("dtype", ["float16", "float32"])
     def test_planned_bytes_are_those_that_are_written(self, lake: Lake, dtype: str) -> None:
@@ -511,14 +492,12 @@ class TestPlan:
 
 
 def test_a_resumed_run_encodes_the_missing_shards_only(
-    lake: Lake, x: np.ndarray, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    lake: Lake, x: np.ndarray, small_shards: None, tmp_path: Path
 ) -> None:
     write_sae(lake.storage, "s", random_sae("jumprelu", d_in=D_IN, d_sae=D_SAE))
     add_activations(lake, "d", x)
-    monkeypatch.setattr(encode_plan, "_SHARD_ROWS", 64)
-    monkeypatch.setattr(encode_plan, "_CHUNK_ROWS", 32)
     encode(lake, "s", force=True, quiet=True)
-    before = files(tmp_path)
+    before = lake_files(tmp_path)
     ledger = Path(lake.storage.url) / "data/d/m/layer_3/codes/s/token/ledger"
     assert len(list(ledger.glob("c.*"))) == 5
     for shard in (1, 4):
@@ -527,8 +506,9 @@ def test_a_resumed_run_encodes_the_missing_shards_only(
     lines: list[str] = []
     result = encode(lake, "s", quiet=True, say=lines.append)[0]  # without force: the quality was accepted
     assert result.encoded_rows == 64 + 44
+    assert "108 rows to encode with s" in lines[0]
     assert not any("count" in line for line in lines)
-    assert files(tmp_path) == before
+    assert lake_files(tmp_path) == before
 
 
 @pytest.mark.parametrize(("specials", "prepend_bos", "told"), [(False, True, 1), (True, True, 0), (False, False, 0)])

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from saestore.encoding.writer import encode
+from saestore.indexing.writer import index
 from saestore.lake import Lake
 from saestore.saes.lake import write_sae
 from tests.small_lake import add_activations, mirror_sae
@@ -24,6 +25,7 @@ def test_the_tour_of_the_readme(tmp_path: Path) -> None:
     add_activations(lake, "5_hist_fig_ismale", rows)
     write_sae(lake.storage, "demo", mirror_sae(32), quiet=True)
     encode(lake, "demo", layers=lake.layers("5_hist_fig_ismale", lake.models("5_hist_fig_ismale")[0]), quiet=True)
+    index(lake.storage, list(lake.code_keys()), quiet=True)
     (tour,) = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
     environment = {**os.environ, "SAESTORE_CATALOG": ""}
     done = subprocess.run([sys.executable, "-c", tour], cwd=tmp_path, env=environment, capture_output=True, text=True)

@@ -44,7 +44,7 @@ def recipe(tmp_path: Path, minilm_folder: Path, monkeypatch: pytest.MonkeyPatch)
             {"sae import": {"source": "sae", "name": "tiny"}},
             {"encode": {"saes": ["tiny"], "force": True}},
             {"status": {"storage": True}},
-            {"show": {"top": 2}},
+            {"top": {"n": 2}},
             {"dense": {"dataset": "birds", "rows": "0:3", "units": [1, 2]}},
         ],
         "next": ["saestore status lake"],
@@ -92,7 +92,7 @@ def test_chosen_steps_run_alone_and_a_failing_step_stops_with_its_number(recipe:
     assert [step.verb for step in ran.steps] == ["init", "status"]
     assert ran.steps[1].result.groups == ()
     with pytest.raises(saestore.errors.MissingError, match=r"^step 5 \(encode\) of .*no SAE 'tiny'.*goes on there$"):
-        saestore.run(recipe, steps=["encode", "show"], quiet=True)
+        saestore.run(recipe, steps=["encode", "top"], quiet=True)
     with pytest.raises(InputError, match=r"no step '9'.*choose from 1 \(init\)"):
         saestore.run(recipe, steps=["9"])
 

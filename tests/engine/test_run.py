@@ -109,12 +109,6 @@ def test_a_device_has_one_lock() -> None:
     assert device_lock("cpu") is not device_lock("cuda:0")
 
 
-def files(folder: Path) -> dict[str, bytes]:
-    """All files of a lake but the records of runs, which know when they were."""
-    found = [path for path in folder.rglob("*") if path.is_file() and "runs" not in path.relative_to(folder).parts]
-    return {str(path.relative_to(folder)): path.read_bytes() for path in found}
-
-
 @pytest.mark.slow
 def test_a_cluster_of_processes_writes_the_same_bytes(
     tmp_path: Path, minilm_folder: Path, monkeypatch: pytest.MonkeyPatch
@@ -129,10 +123,10 @@ def test_a_cluster_of_processes_writes_the_same_bytes(
     from saestore.lake import Lake
     from saestore.saes.lake import write_sae
     from saestore.samples import read_samples
-    from tests.small_lake import random_sae
+    from tests.small_lake import lake_files, random_sae
 
     monkeypatch.setattr(encode_plan, "_SHARD_ROWS", 256)
-    monkeypatch.setattr(encode_plan, "_CHUNK_ROWS", 128)
+    monkeypatch.setattr(encode_plan, "CHUNK_ROWS", 128)
     monkeypatch.setattr(writer, "shard_rows_for", lambda d_in, dtype: 200)
     # The last bits of a matrix product depend on the number of threads, and workers have one.
     monkeypatch.setattr(
@@ -149,7 +143,7 @@ def test_a_cluster_of_processes_writes_the_same_bytes(
         write_sae(lake.storage, "s", sae, quiet=True)
         result = encode(lake, "s", k=20, force=True, **options)[0]
         assert result.encoded_rows == result.rows > 500
-        return files(tmp_path / name), lake.codes("d").group.grid.n_shards
+        return lake_files(tmp_path / name), lake.codes("d").group.grid.n_shards
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

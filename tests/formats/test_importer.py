@@ -24,6 +24,7 @@ from saestore.formats import importer_activations, importer_codes
 from saestore.formats.fingerprint import sampled_digest
 from saestore.formats.importer import import_activations, import_codes
 from saestore.formats.importer_activations import as_stored
+from saestore.indexing.writer import index
 from saestore.lake import Lake
 from saestore.layout import ModelKey
 from saestore.samples import SampleTable
@@ -91,7 +92,7 @@ def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("saestore.activations._CHUNK_ROWS", 4)
     monkeypatch.setattr(importer_activations, "_BLOCK_BYTES", 5 * D_IN * 4)
     monkeypatch.setattr(importer_codes, "_SHARD_ROWS", 16)
-    monkeypatch.setattr(importer_codes, "_CHUNK_ROWS", 4)
+    monkeypatch.setattr(importer_codes, "CHUNK_ROWS", 4)
     monkeypatch.setattr(importer_codes, "_BLOCK_BYTES", 5 * 8 * K)
 
 
@@ -240,6 +241,7 @@ def test_codes_read_as_the_dense_rows_they_stand_for(lake: Lake, tmp_path: Path,
     assert (codes.group.attributes["l0_exact"], codes.group.attributes["signed"]) == (False, False)
     assert (codes.quality["explained_variance"], codes.quality["dead_units"], codes.quality["rows"]) == (None, None, 60)
     assert codes.quality["l0"] == pytest.approx((dense > 0).sum(axis=1).mean())
+    index(lake.storage, [codes.key], quiet=True)
     top = codes.top([int(stored.indices[0, 0])], 3)[0]
     np.testing.assert_array_equal(
         np.sort(top.values)[::-1], np.sort(dense[:, top.unit][dense[:, top.unit] > 0])[::-1][:3]

@@ -1,16 +1,15 @@
-"""Dense and CSR forms against loops and scipy."""
+"""Dense forms against loops."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
-import scipy.sparse
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from saestore.errors import MissingError
-from saestore.kernels.densify import densify, to_csr, unit_lookup
+from saestore.kernels.densify import densify, unit_lookup
 
 
 def stored_codes(n: int, k: int, d_sae: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -42,10 +41,6 @@ def test_any_choice_of_units(n: int, k: int, d_sae: int, seed: int, picks: list[
     np.testing.assert_array_equal(got, dense[:, units])
     np.testing.assert_array_equal(densify(indices, values, unit_lookup(units, d_sae), d_sae=d_sae), got)
     np.testing.assert_array_equal(densify(indices, values, d_sae=d_sae), dense)
-    matrix = scipy.sparse.csr_matrix(to_csr(indices, values), shape=(n, d_sae))
-    matrix.check_format()
-    assert matrix.has_canonical_format
-    np.testing.assert_array_equal(matrix.toarray(), dense)
 
 
 def test_unit_0_survives_empty_slots() -> None:
@@ -59,8 +54,6 @@ def test_bfloat16_patterns_and_signed_values() -> None:
     patterns = numbers.view(torch.uint16).numpy()
     indices = np.array([[2, 1, 0]], np.uint32)
     assert densify(indices, patterns, [1, 2], d_sae=3).tolist() == [[-2.25, 1.5]]
-    data, columns, pointers = to_csr(indices, patterns)
-    assert (data.tolist(), columns.tolist(), pointers.tolist()) == ([-2.25, 1.5], [1, 2], [0, 2])
 
 
 @pytest.mark.parametrize("unit", [-1, 10])

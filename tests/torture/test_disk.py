@@ -16,7 +16,7 @@ from saestore.encoding.writer import encode
 from saestore.errors import InputError
 from saestore.lake import Lake
 from saestore.saes.lake import write_sae
-from tests.small_lake import add_activations, mirror_sae
+from tests.small_lake import add_activations, lake_files, mirror_sae
 
 
 def small_lake(folder: Path) -> Lake:
@@ -26,16 +26,10 @@ def small_lake(folder: Path) -> Lake:
     return lake
 
 
-def files(folder: Path) -> dict[Path, bytes]:
-    """All files of a lake but the records of runs, which know when they were."""
-    found = [path for path in folder.rglob("*") if path.is_file() and "runs" not in path.relative_to(folder).parts]
-    return {path.relative_to(folder): path.read_bytes() for path in found}
-
-
 @pytest.mark.parametrize("writes", [0, 1, 3, 7, 10])
 def test_a_disk_that_fills_up_during_encode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writes: int) -> None:
     monkeypatch.setattr(plan, "_SHARD_ROWS", 128)
-    monkeypatch.setattr(plan, "_CHUNK_ROWS", 64)
+    monkeypatch.setattr(plan, "CHUNK_ROWS", 64)
     whole, filled = small_lake(tmp_path / "whole"), small_lake(tmp_path / "filled")
     encode(whole, "s", layers=["layer_3"], quiet=True)
 
@@ -53,7 +47,7 @@ def test_a_disk_that_fills_up_during_encode(tmp_path: Path, monkeypatch: pytest.
             encode(filled, "s", layers=["layer_3"], quiet=True)
     assert "\n" not in str(caught.value)
     encode(filled, "s", layers=["layer_3"], quiet=True)
-    assert files(tmp_path / "filled") == files(tmp_path / "whole")
+    assert lake_files(tmp_path / "filled") == lake_files(tmp_path / "whole")
 
 
 @pytest.fixture

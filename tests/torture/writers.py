@@ -38,7 +38,7 @@ def prepare_encode(folder: Path) -> None:
 
 def run_encode(folder: Path, patch: Patch) -> None:
     patch(encode_plan, "_SHARD_ROWS", 200)  # five shards and two
-    patch(encode_plan, "_CHUNK_ROWS", 100)
+    patch(encode_plan, "CHUNK_ROWS", 100)
     encode(Lake.open(folder / "lake"), "s", force=True, quiet=True)
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 from built_lake import sample_table, top_k, write_codes
 
+from saestore.indexing.writer import index
 from saestore.lake import Lake
 from saestore.layout import CodesKey
 from saestore.tables import write_samples
-from saestore.verbs.showing import show
+from saestore.verbs.showing import show, top
 
 
 def signed_lake(url: str) -> Lake:
@@ -17,18 +18,19 @@ def signed_lake(url: str) -> Lake:
     for dataset, rows in {"a": [[1, -2, 0], [0.5, -3, 0]], "b": [[2, -8, 0], [1, 0, 0]]}.items():
         write_samples(lake.storage, dataset, sample_table(2))
         write_codes(lake.storage, CodesKey(dataset, "m", "layer_3", "s", "mean"), top_k(np.array(rows, np.float32), 2))
+    index(lake.storage, list(lake.code_keys()), quiet=True)
     return lake
 
 
 def test_strongest_units_and_rows_by_magnitude(tmp_path: object) -> None:
     lake = signed_lake(f"{tmp_path}/lake")
-    (row,) = show(lake, "a", rows=[1], top=1).rows
+    (row,) = show(lake, "a", rows=[1], units=1).rows
     assert (row.units, row.values) == ((1,), (-3.0,))
-    (unit,) = show(lake, units=[1], top=2).units
+    (unit,) = top(lake, units=[1], n=2).units
     found = [(example.place.dataset, example.place.row, example.value) for example in unit.examples]
     assert found == [("b", 0, -8.0), ("a", 1, -3.0)]
     assert unit.active_rows == 3
 
 
 def test_units_are_picked_by_magnitude(tmp_path: object) -> None:
-    assert [unit.unit for unit in show(signed_lake(f"{tmp_path}/lake")).units] == [1, 0]
+    assert [unit.unit for unit in top(signed_lake(f"{tmp_path}/lake")).units] == [1, 0]

@@ -1,0 +1,1 @@
+"""Indexing: the writer of postings, and of what is computed from them."""

@@ -1,0 +1,229 @@
+"""Postings: the unit-major copy of codes, for each unit its rows and values (docs/format.md, section 4.5).
+
+The row axis is cut into segments of fixed length, each a row group of its own along its entries, so that what is built
+stays as it is when more rows are encoded. The path names the run of the codes, so that postings of other codes are
+never read in their place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from saestore.errors import HoleError, MissingError
+from saestore.kernels.quantize import as_float32
+from saestore.kernels.ramps import ramps
+from saestore.layout import CodesKey
+from saestore.prefetch import together
+from saestore.rows import ArraySpec, Grid, RowGroup
+from saestore.storage import Storage, read_document
+
+SEGMENT_ROWS = 1 << 22
+"""Rows of a segment: few enough to be sorted in a laptop's memory, many enough that a query reads few of them."""
+
+SHARD_ENTRIES = 1 << 22
+CHUNK_ENTRIES = 1 << 14
+
+
+@dataclass(frozen=True)
+class UnitEntries:
+    """Where units are active, unit by unit.
+
+    units : (m,) int64
+    offsets : (m + 1,) int64
+        The entries of `units[i]` are `offsets[i]:offsets[i + 1]`.
+    rows : (e,) int64
+        Ascending for each unit.
+    values : (e,) float32
+    """
+
+    units: NDArray[np.int64]
+    offsets: NDArray[np.int64]
+    rows: NDArray[np.int64]
+    values: NDArray[np.float32]
+
+
+class Segment:
+    """The postings of one run of rows."""
+
+    def __init__(self, group: RowGroup) -> None:
+        self.group = group
+        identity = group.attributes["identity"]
+        self.first_row: int = identity["first_row"]
+        self.stop_row: int = identity["stop_row"]
+
+    @cached_property
+    def indptr(self) -> NDArray[np.int64]:
+        """Where the entries of each unit begin, and the number of all: (d_sae + 1,)."""
+        return self.group.whole("indptr").astype(np.int64)
+
+    def rows(self, gaps: NDArray[np.uint32], counts: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the rows of units that follow each other, from their gaps and the number of entries of each."""
+        rows = np.cumsum(gaps, dtype=np.int64)
+        held = counts > 0
+        firsts = (np.cumsum(counts) - counts)[held]
+        # The first gap of a unit counts from the segment's first row: what the sum had come to before is taken off.
+        rows += self.first_row - np.repeat(rows[firsts] - gaps[firsts], counts[held])
+        return rows
+
+
+class Postings:
+    """The unit-major copy of one group of codes."""
+
+    def __init__(self, segments: Sequence[Segment], d_sae: int) -> None:
+        self.segments = tuple(segments)
+        self.d_sae = d_sae
+
+    @classmethod
+    def open(cls, storage: Storage, key: CodesKey, *, run: str, rows: int, d_sae: int) -> Postings:
+        """Open the postings of codes.
+
+        Parameters
+        ----------
+        run : str
+            The run of the codes as they are stored now.
+        rows, d_sae : int
+            Of the codes.
+
+        Raises
+        ------
+        MissingError
+            The codes have no postings, or there are only those of older codes.
+        HoleError
+            Postings of some rows were never built.
+        """
+        paths = [key.segment_path(run, number) for number in range(n_segments(rows))]
+        documents = together(lambda path: read_document(storage, path), paths)
+        missing = [number for number, document in enumerate(documents) if document is None]
+        if len(missing) == len(paths):
+            older = [name for name in storage.names(key.units_path) if name != run]
+            raise MissingError(
+                f"{key.path} has {'only the postings of older codes' if older else 'no postings'}, which unit queries "
+                f"read; build them: saestore index --datasets {key.dataset}"
+            )
+        if missing:
+            first = missing[0] * SEGMENT_ROWS
+            raise HoleError(
+                f"rows {first} to {min(first + SEGMENT_ROWS, rows) - 1} of {key.path} have no postings; "
+                f"build them: saestore index --datasets {key.dataset}"
+            )
+        segments = [
+            Segment(RowGroup.from_document(storage, path, document))
+            for path, document in zip(paths, documents, strict=True)
+            if document is not None
+        ]
+        return cls(segments, d_sae)
+
+    @cached_property
+    def counts(self) -> NDArray[np.int64]:
+        """Rows in which each unit is active: (d_sae,)."""
+        counts = np.zeros(self.d_sae, dtype=np.int64)
+        for segment in self.segments:
+            counts += np.diff(segment.indptr)
+        return counts
+
+    def check(self, units: NDArray[np.int64]) -> None:
+        """Refuse units that do not exist.
+
+        Raises
+        ------
+        MissingError
+            The first of them is named.
+        """
+        outside = (units < 0) | (units >= self.d_sae)
+        if outside.any():
+            raise MissingError(f"unit {units[outside][0]} does not exist: this SAE has units 0 to {self.d_sae - 1}")
+
+    def read(self, units: Sequence[int] | NDArray[np.integer[Any]]) -> UnitEntries:
+        """Return the rows and values of units; entries that lie near each other are fetched together.
+
+        Raises
+        ------
+        MissingError
+            A unit does not exist.
+        HoleError, IntegrityError
+            Some of the postings were never written, or are damaged.
+        """
+        asked = np.asarray(units, dtype=np.int64)
+        self.check(asked)
+        wanted, order = np.unique(asked, return_inverse=True)
+        indptrs = together(lambda segment: segment.indptr, self.segments)
+        starts, stops = (np.stack([indptr[wanted + edge] for indptr in indptrs]) for edge in (0, 1))
+        counts = stops - starts
+        reads = [(number, name) for number in range(len(self.segments)) for name in ("row_gaps", "values")]
+        parts = together(lambda one: self._read(*one, starts[one[0]], stops[one[0]]), reads)
+        offsets = np.append(0, np.cumsum(counts.sum(axis=0)))
+        rows = np.empty(offsets[-1], dtype=np.int64)
+        values = np.empty(offsets[-1], dtype=np.float32)
+        begins = offsets[:-1] + np.cumsum(counts, axis=0) - counts
+        for number, segment in enumerate(self.segments):
+            places = slice(None) if len(self.segments) == 1 else ramps(begins[number], counts[number])
+            rows[places] = segment.rows(parts[2 * number], counts[number])
+            values[places] = as_float32(parts[2 * number + 1])
+        if np.array_equal(asked, wanted):
+            return UnitEntries(asked, offsets, rows, values)
+        lengths = np.diff(offsets)[order]
+        places = ramps(offsets[order], lengths)
+        return UnitEntries(asked, np.append(0, np.cumsum(lengths)), rows[places], values[places])
+
+    def _read(self, number: int, name: str, starts: NDArray[np.int64], stops: NDArray[np.int64]) -> NDArray[Any]:
+        held = stops > starts
+        return self.segments[number].group.read_ranges(name, starts[held], stops[held])
+
+
+def n_segments(rows: int) -> int:
+    """Return the number of segments that so many rows have."""
+    return -(-rows // SEGMENT_ROWS)
+
+
+def segment_rows(number: int, rows: int) -> slice:
+    """Return the rows of a segment, of so many in all."""
+    return slice(number * SEGMENT_ROWS, min((number + 1) * SEGMENT_ROWS, rows))
+
+
+def create_segment(
+    storage: Storage,
+    key: CodesKey,
+    number: int,
+    *,
+    run: str,
+    rows: slice,
+    counts: NDArray[np.int64],
+    values: np.dtype[Any],
+    dtype: str,
+    attributes: Mapping[str, Any],
+) -> Segment:
+    """Create the row group of a segment, or open it if it is there.
+
+    Parameters
+    ----------
+    rows : slice
+        Its rows.
+    counts : (d_sae,) int64
+        Entries of each unit.
+    values : dtype
+        Of the stored values; `dtype` names what they are.
+    """
+    total = int(counts.sum())
+    indptr = np.append(0, np.cumsum(counts)).astype(np.uint32 if total < 2**32 else np.uint64)
+    group = RowGroup.create(
+        storage,
+        key.segment_path(run, number),
+        kind="postings",
+        axis="entry",
+        # An axis cannot be empty: where no unit is active there is one entry that belongs to none.
+        grid=Grid.plan(max(1, total), shard_rows=SHARD_ENTRIES, chunk_rows=CHUNK_ENTRIES),
+        arrays=[
+            ArraySpec("row_gaps", "uint32", codec="bitshuffle"),
+            ArraySpec("values", str(values), codec="bitshuffle", attributes={"saestore_dtype": dtype}),
+        ],
+        identity={"codes": run, "first_row": rows.start, "stop_row": rows.stop},
+        whole={"indptr": (indptr, ("unit_edge",))},
+        attributes={"d_sae": len(counts), "dtype": dtype, **attributes},
+    )
+    return Segment(group)
