@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
@@ -98,35 +99,46 @@ class Grid:
         return range(start // self.shard_rows, -(-stop // self.shard_rows)) if stop > start else range(0)
 
 
-def _codecs(spec: ArraySpec) -> dict[str, Any]:
+def _codecs(codec: Codec, level: int) -> dict[str, Any]:
     from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 
-    if spec.codec == "none":
+    if codec == "none":
         return {"compressors": (Crc32cCodec(),)}
-    if spec.codec == "zstd":
-        return {"compressors": (ZstdCodec(level=spec.level), Crc32cCodec())}
-    return {"compressors": (BloscCodec(cname="zstd", clevel=spec.level, shuffle=spec.codec), Crc32cCodec())}
+    if codec == "zstd":
+        return {"compressors": (ZstdCodec(level=level), Crc32cCodec())}
+    return {"compressors": (BloscCodec(cname="zstd", clevel=level, shuffle=codec), Crc32cCodec())}
 
 
 def array_document(spec: ArraySpec, axis: str, grid: Grid) -> dict[str, Any]:
     """Return the document of a sharded array along the axis."""
+    dimensions = (axis,) if spec.width is None else (axis, spec.width_axis)
+    text = _array_text(grid, spec.shape_tail, dimensions, spec.dtype, spec.codec, spec.level)
+    document: dict[str, Any] = json.loads(text)
+    document["attributes"] = dict(spec.attributes)
+    return document
+
+
+@lru_cache(maxsize=256)  # zarr takes milliseconds for each, and groups of one kind are alike
+def _array_text(
+    grid: Grid, tail: tuple[int, ...], dimensions: tuple[str, ...], dtype: str, codec: Codec, level: int
+) -> str:
     import zarr
     from zarr.storage import MemoryStore
 
     store = MemoryStore()
     zarr.create_array(
         store,
-        shape=(grid.rows, *spec.shape_tail),
-        chunks=(grid.chunk_rows, *spec.shape_tail),
-        shards={"shape": (grid.shard_rows, *spec.shape_tail), "index_location": "start"},  # type: ignore[arg-type]
-        dtype=spec.dtype,
-        fill_value="" if spec.dtype == "string" else 0,
-        dimension_names=(axis,) if spec.width is None else (axis, spec.width_axis),
-        attributes=dict(spec.attributes),
+        shape=(grid.rows, *tail),
+        chunks=(grid.chunk_rows, *tail),
+        shards={"shape": (grid.shard_rows, *tail), "index_location": "start"},  # type: ignore[arg-type]
+        dtype=dtype,
+        fill_value="" if dtype == "string" else 0,
+        dimension_names=dimensions,
+        attributes={},
         zarr_format=3,
-        **_codecs(spec),
+        **_codecs(codec, level),
     )
-    return _document_of(store)
+    return json.dumps(_document_of(store))
 
 
 def ledger_document(n_shards: int, n_arrays: int, run: str) -> dict[str, Any]:

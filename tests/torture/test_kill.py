@@ -68,8 +68,8 @@ def start(job: str, model: Path, name: str) -> Path:
     folder = model / f"{job}-{name}"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
-    if job == "encode":
-        writers.prepare_encode(folder)
+    if job in writers.PREPARED:
+        writers.PREPARED[job](folder)
     return folder
 
 
@@ -92,7 +92,10 @@ def check(job: str, model: Path, truth: Callable[[str], tuple[dict[str, bytes], 
     shutil.rmtree(folder)
 
 
-@pytest.mark.parametrize(("job", "share"), [("encode", 0.35), ("encode", 0.7), ("extract", 0.7), ("import", 0.6)])
+@pytest.mark.parametrize(
+    ("job", "share"),
+    [("encode", 0.35), ("encode", 0.7), ("extract", 0.7), ("import", 0.6), ("index", 0.4), ("index", 0.8)],
+)
 def test_kill_and_resume(job: str, share: float, model: Path, truth) -> None:
     check(job, model, truth, max(1, round(share * truth(job)[1])))
 

@@ -14,14 +14,20 @@ from typing import Any
 
 import numpy as np
 
+from saestore import postings, unit_stats
 from saestore.encoding import plan as encode_plan
 from saestore.encoding.writer import encode
 from saestore.extraction import writer
+from saestore.indexing import stats
+from saestore.indexing import writer as indexing
 from saestore.lake import Lake
+from saestore.layout import CodesKey
 from saestore.saes import lake as sae_lake
 from saestore.saes.lake import write_sae
 from saestore.samples import read_samples
 from saestore.storage import LocalStorage
+from saestore.tables import write_samples
+from tests.built_lake import sample_table, sparse_rows, top_k, write_codes
 from tests.small_lake import add_activations, random_sae
 
 Patch = Callable[[Any, str, Any], None]
@@ -63,7 +69,27 @@ def run_extract(folder: Path, patch: Patch) -> None:
     )
 
 
-JOBS = {"encode": run_encode, "extract": run_extract, "import": run_import}
+def prepare_index(folder: Path) -> None:
+    lake = Lake.create(folder / "lake")
+    write_samples(lake.storage, "d", sample_table(900))
+    write_codes(lake.storage, CodesKey("d", "m", "layer_3", "s", "mean"), top_k(sparse_rows(900, 200, 0), 6))
+
+
+def run_index(folder: Path, patch: Patch) -> None:
+    patch(postings, "SEGMENT_ROWS", 400)  # three segments of some shards each
+    for module in (postings, indexing):
+        patch(module, "SHARD_ENTRIES", 512)
+    patch(postings, "CHUNK_ENTRIES", 128)
+    for module in (unit_stats, stats):
+        patch(module, "SHARD_UNITS", 64)
+    lake = Lake.open(folder / "lake")
+    keys = list(lake.code_keys())
+    indexing.index(lake.storage, keys, quiet=True)
+    stats.write_stats(lake.storage, keys, quiet=True)
+
+
+PREPARED = {"encode": prepare_encode, "index": prepare_index}
+JOBS = {"index": run_index, "encode": run_encode, "extract": run_extract, "import": run_import}
 
 
 def main(job: str, folder: str, kill_at: str, name: str) -> None:
