@@ -653,7 +653,7 @@ class Codes:
             if self.is_selection:
                 chosen = self.selection.contains(active)
                 active, values = active[chosen], values[chosen]
-            units_found.append(Unit(unit, active, values, self.selection))
+            units_found.append(Unit(unit, active, values, self))
         return units_found
 
     def top(self, units: Sequence[int], n: int = 10, *, per: Per = "position", special: bool = False) -> list[TopRows]:

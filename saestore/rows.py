@@ -388,11 +388,15 @@ class RowGroup:
         HoleError, IntegrityError
             As for `read`.
         """
+        self.check_ranges(starts, stops)
+        return self._arrays[name].read_ranges(starts, stops)
+
+    def check_ranges(self, starts: NDArray[np.int64], stops: NDArray[np.int64]) -> None:
+        """Refuse ranges of rows that were never written; see `check_present`."""
         shards = np.zeros(self.grid.n_shards + 1, dtype=np.int64)
         np.add.at(shards, starts // self.grid.shard_rows, 1)
         np.add.at(shards, -(-stops // self.grid.shard_rows), -1)
         self._check_shards(np.flatnonzero(np.cumsum(shards)).tolist())
-        return self._arrays[name].read_ranges(starts, stops)
 
     def dtype(self, name: str) -> np.dtype[Any]:
         """Return the dtype that an array is stored in."""

@@ -25,7 +25,7 @@ from saestore.mirror import MirroredStorage
 from saestore.storage import Storage
 
 _GAP_BYTES = 256 << 10  # reading over a gap of this size costs less than another request
-_READ_BYTES = 4 << 20  # the most that is fetched at once, so that decoding overlaps with fetching
+_READ_BYTES = 2 << 20  # the most that is fetched at once, so that decoding overlaps with fetching
 _CHECKSUM_BYTES = 4
 _ABSENT = 2**64 - 1
 _THREADS = 8

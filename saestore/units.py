@@ -6,11 +6,12 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from saestore.axis import RowAxis
 from saestore.context import Place, places_of
 from saestore.errors import InputError
 from saestore.selection import Selection
@@ -59,6 +60,14 @@ class Example:
     band: tuple[float, float] | None = None
 
 
+class Selected(Protocol):
+    """What has a selection of rows: codes."""
+
+    @property
+    def selection(self) -> Selection:
+        """The rows that are looked at."""
+
+
 class Unit:
     """Where one unit is active.
 
@@ -70,8 +79,8 @@ class Unit:
         Rows where it is active, ascending.
     values : (n,) float32
         Its activations there.
-    selection : Selection
-        The rows that are looked at, and what they are.
+    source : Selected
+        The codes, whose selection says which rows are looked at and what they are; it is asked when it is needed.
 
     Examples
     --------
@@ -80,12 +89,21 @@ class Unit:
     ...     print(example.value, example.place.text)
     """
 
-    def __init__(self, unit: int, rows: NDArray[np.int64], values: NDArray[np.float32], selection: Selection) -> None:
+    def __init__(self, unit: int, rows: NDArray[np.int64], values: NDArray[np.float32], source: Selected) -> None:
         self.unit = unit
         self.rows = rows
         self.values = values
-        self.selection = selection
-        self.axis = selection.axis
+        self._source = source
+
+    @property
+    def selection(self) -> Selection:
+        """The rows that are looked at."""
+        return self._source.selection
+
+    @property
+    def axis(self) -> RowAxis:
+        """What the rows are."""
+        return self.selection.axis
 
     def __repr__(self) -> str:
         return f"<Unit {self.unit}: active in {len(self.rows)} rows>"
@@ -116,7 +134,7 @@ class Unit:
     def without_special(self) -> Unit:
         """Return the same without the rows of special tokens."""
         kept = ~self.special
-        return self if kept.all() else Unit(self.unit, self.rows[kept], self.values[kept], self.selection)
+        return self if kept.all() else Unit(self.unit, self.rows[kept], self.values[kept], self._source)
 
     def top(self, n: int = 10, *, per: Per = "position", special: bool = False) -> TopRows:
         """Return the rows where the unit is most active.

@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from saestore.codes import Codes
 from saestore.layout import CodesKey
 from saestore.postings import Segment
-from saestore.prefetch import prefetch
+from saestore.prefetch import prefetch, together
 from saestore.rows import RowGroup
 from saestore.storage import open_storage
 
-BLOCK_BYTES = 8 << 20
+BLOCK_BYTES = 16 << 20
 """Bytes of codes that are read at a time."""
 
 SHARDS_AT_ONCE = 2
@@ -54,7 +54,8 @@ class IndexTask:
         cursors[:, 0] = indptr[:-1]
         cursors[:, 1] = segment.first_row
         entries = np.empty(end - begin, dtype=np.uint64)  # every place is filled
-        threads = os.cpu_count() or 1
+        # Placing waits for memory more than it computes; the other half of the cores reads ahead.
+        threads = max(1, (os.cpu_count() or 1) // 2)
         shares = _shares(indptr, begin, end, threads)
         with ThreadPoolExecutor(threads, thread_name_prefix="saestore-index") as pool:
             for (start, _), (indices, values) in code_blocks(codes, segment.first_row, segment.stop_row):
@@ -82,7 +83,12 @@ def code_blocks(
     chunk = codes.group.grid.chunk_rows
     step = max(1, BLOCK_BYTES // (codes.k * 4) // chunk) * chunk
     blocks = [(first, min(first + step, stop)) for first in range(start, stop, step)]
-    return prefetch(lambda block: (codes.group.read("indices", *block), codes.group.read("values", *block)), blocks)
+
+    def read(block: tuple[int, int]) -> tuple[NDArray[Any], NDArray[Any]]:
+        indices, values = together(lambda name: codes.group.read(name, *block), ("indices", "values"))
+        return indices, values
+
+    return prefetch(read, blocks)
 
 
 def _shares(indptr: NDArray[np.int64], begin: int, end: int, threads: int) -> list[range]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from saestore.indexing import task, writer
 from saestore.indexing.writer import index
 from saestore.lake import Lake
 from saestore.layout import CodesKey
+from saestore.storage import RemoteStorage
 from saestore.tables import write_samples
 from tests.small_lake import lake_files
 
@@ -187,3 +189,37 @@ def test_a_flipped_bit_is_an_error(tmp_path: Path) -> None:
     file.write_bytes(content)
     with pytest.raises(IntegrityError, match="row_gaps/c/0"):
         codes.units(range(D_SAE))
+
+
+def test_a_unit_takes_few_requests_to_a_bucket(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first query of opened codes; each range of bytes counts as a request."""
+    lake = Lake.create("memory://requests")
+    known = top_k(sparse_rows(N, D_SAE, 3), K)
+    write_samples(lake.storage, "d", sample_table(N))
+    write_codes(lake.storage, KEY, known)
+    index(lake.storage, [KEY], quiet=True)
+    requests: list[str] = []
+    get, get_ranges = RemoteStorage.get, RemoteStorage.get_ranges
+
+    def counted_get(self: RemoteStorage, key: str) -> bytes | None:
+        requests.append(key)
+        return get(self, key)
+
+    def counted_ranges(self: RemoteStorage, key: str, ranges: Sequence[tuple[int, int]]) -> list[bytes] | None:
+        requests.extend([key] * len(ranges))
+        return get_ranges(self, key, ranges)
+
+    monkeypatch.setattr(RemoteStorage, "get", counted_get)
+    monkeypatch.setattr(RemoteStorage, "get_ranges", counted_ranges)
+    codes = Codes.open(lake.storage, KEY)
+    assert codes.postings.segments
+    requests.clear()
+    unit = int(np.count_nonzero(known.dense, axis=0).argmax())
+    assert codes.unit(unit).rows.tolist() == np.flatnonzero(known.dense[:, unit]).tolist()
+    assert len(requests) <= 6, requests
+    requests.clear()
+    codes.unit(0)
+    assert len(requests) <= 2, requests
+    requests.clear()
+    assert len(codes.units(range(D_SAE))) == D_SAE
+    assert len(requests) <= 2, requests  # neighbours are fetched together
