@@ -147,6 +147,11 @@ class SampleColumn:
         return self.samples.group.take(self.name, places)[inverse]
 
 
+def row_numbers(rows: Places, columns: Places) -> NDArray[Any]:
+    """Return the number of each row on the row axis."""
+    return _numbers(rows)
+
+
 @dataclass(frozen=True)
 class PlaceInSample:
     """The place of each row in its sample."""

@@ -24,11 +24,14 @@ from saestore._lazy_rows import (
     Reader,
     SampleColumn,
     lazy_variable,
+    row_numbers,
 )
 from saestore.activations import Activations
+from saestore.axis import RowAxis
 from saestore.budget import parse_memory
 from saestore.code_rows import Holes
 from saestore.codes import Codes
+from saestore.context import Place, places_of
 from saestore.engine.arrays import dense_chunk_rows
 from saestore.errors import InputError, IntegrityError, MissingError, SaestoreError
 from saestore.kernels.densify import unit_lookup
@@ -44,6 +47,7 @@ from saestore.layout import (
     CodesKey,
     samples_path,
 )
+from saestore.selection import SampleChoice, Selection
 from saestore.storage import Storage, open_storage, read_document
 from saestore.tables import Positions, Samples
 
@@ -95,10 +99,11 @@ class SaestoreBackend(BackendEntrypoint):
         Returns
         -------
         Dataset
-            For codes: `codes (row, unit)` float32, `l0 (row)` and the coordinates `unit`, `sample` (its id), `split`
-            and, where rows are positions, `position` (the place in the sample), `special` and `token_id`. For
-            activations: `activations (row, d_in)` float32 with the coordinates of rows. For samples: the columns of
-            the table along `sample`. Everything but `unit` is read when it is used. `chunks={}` takes
+            For codes: `codes (row, unit)` float32, `l0 (row)` and the coordinates `unit`, `row_number` (on the row
+            axis), `sample` (its id), `split` and, where rows are positions, `position` (the place in the sample),
+            `special` and `token_id`. For activations: `activations (row, d_in)` float32 with the coordinates of rows.
+            For samples: the columns of the table along `sample`. Everything but `unit` is read when it is used.
+            `dataset.saestore` selects rows and says what stands there, see `SaestoreAccessor`. `chunks={}` takes
             chunks of at most 128 MiB that fit the stored ones; Dask cannot size the strings for `chunks="auto"`.
 
         Raises
@@ -187,7 +192,7 @@ def to_xarray(
 ) -> xr.Dataset:
     """Return codes as a dataset with a lazily densified variable, as `xr.open_dataset` opens it.
 
-    Of a selection the rows are those that are selected, and the coordinate `row` has their numbers on the row axis.
+    Of a selection the rows are those that are selected; the coordinate `row_number` has their numbers on the row axis.
 
     Parameters
     ----------
@@ -215,10 +220,63 @@ def to_xarray(
     """
     whole = Codes(codes.group, codes.key)
     dataset = _codes_dataset(whole, _Axes(codes.group.storage), units=units, memory=memory, holes=holes)
-    if not codes.is_selection:
-        return dataset
-    rows = codes.selection.rows()
-    return dataset.isel(row=rows).assign_coords(row=rows)
+    return dataset.isel(row=codes.selection.rows()) if codes.is_selection else dataset
+
+
+@xr.register_dataset_accessor("saestore")  # type: ignore[no-untyped-call]
+class SaestoreAccessor:
+    """What a dataset of codes or activations can be asked that xarray has no words for: `dataset.saestore`.
+
+    Rows are those that the dataset has left, by its coordinate `row_number`.
+
+    Examples
+    --------
+    >>> dataset = xr.open_dataset(url, engine="saestore")  # doctest: +SKIP
+    >>> dataset.saestore.where("position > 0 and cube", split="test")["codes"].sel(unit=[7])  # doctest: +SKIP
+    >>> print(dataset.isel(row=[3]).saestore.places()[0].text)  # doctest: +SKIP
+    """
+
+    def __init__(self, dataset: xr.Dataset) -> None:
+        self._dataset = dataset
+
+    def where(
+        self,
+        expression: str | None = None,
+        *,
+        split: str | Sequence[str] | None = None,
+        concept: str | Sequence[str] | None = None,
+        samples: SampleChoice | None = None,
+        special: bool | None = None,
+        storage_options: Mapping[str, Any] | None = None,
+    ) -> xr.Dataset:
+        """Return the rows that meet conditions, all of them; see `saestore.selection.Selection.where`.
+
+        Raises
+        ------
+        InputError, MissingError
+            As there, and where the dataset did not come from this engine.
+        """
+        chosen = Selection(self._axis(storage_options)).where(
+            expression, split=split, concept=concept, samples=samples, special=special
+        )
+        numbers = self._dataset["row_number"].values
+        kept = np.flatnonzero(chosen.contains(np.atleast_1d(numbers)))
+        return self._dataset.isel(row=kept)
+
+    def places(self, *, storage_options: Mapping[str, Any] | None = None) -> list[Place]:
+        """Return what stands at each row: sample, position, and the text around a token or the box of a patch."""
+        axis = self._axis(storage_options)
+        return places_of(axis, np.atleast_1d(self._dataset["row_number"].values))
+
+    def _axis(self, storage_options: Mapping[str, Any] | None) -> RowAxis:
+        named = self._dataset.attrs
+        if "lake" not in named or "row_number" not in self._dataset.coords:
+            raise InputError(
+                "this dataset does not name its lake and rows; open it with engine='saestore', and keep its attributes "
+                "and the coordinate row_number"
+            )
+        key = ActivationsKey(named["dataset"], named["model"], named["layer"], named["sample_type"])
+        return RowAxis.open(open_storage(named["lake"], storage_options=storage_options), key)
 
 
 # ------------------------------------------------------------------- datasets
@@ -261,7 +319,7 @@ def _codes_dataset(
             "l0": lazy_variable(("row",), l0, {"row": chunk}),
         },
         coords={"unit": ("unit", unit), **_row_coordinates(axes, codes.key, codes.n_rows, chunk)},
-        attrs={**_attributes(codes.key), "sae": codes.key.sae, "d_sae": codes.d_sae, "k": codes.k},
+        attrs={**_attributes(codes.group.storage, codes.key), "sae": codes.key.sae, "d_sae": codes.d_sae, "k": codes.k},
     )
 
 
@@ -275,7 +333,7 @@ def _activations_dataset(
     return xr.Dataset(
         {"activations": lazy_variable(("row", "d_in"), block, {"row": chunk, "d_in": shape[1]}, uncached=True)},
         coords=_row_coordinates(axes, activations.key, activations.n_rows, chunk),
-        attrs={**_attributes(activations.key), "stored_dtype": activations.dtype},
+        attrs={**_attributes(activations.group.storage, activations.key), "stored_dtype": activations.dtype},
     )
 
 
@@ -299,7 +357,8 @@ def _row_coordinates(axes: _Axes, key: CodesKey | ActivationsKey, n_rows: int, c
     on_axis = len(samples) if positions is None else positions.group.grid.rows
     if on_axis != n_rows:
         raise IntegrityError(f"{key.path} has {n_rows} rows and its axis has {on_axis}; make it again from its source")
-    readers: dict[str, tuple[Reader, DTypeLike]] = {
+    readers: dict[str, tuple[Reader, DTypeLike]] = {"row_number": (row_numbers, np.int64)}
+    readers |= {
         name: (SampleColumn(samples, positions, column), object)
         for name, column in (("sample", "id"), ("split", "split"))
     }
@@ -314,8 +373,14 @@ def _row_coordinates(axes: _Axes, key: CodesKey | ActivationsKey, n_rows: int, c
     }
 
 
-def _attributes(key: CodesKey | ActivationsKey) -> dict[str, Any]:
-    return {"dataset": key.dataset, "model": key.model, "layer": key.layer, "sample_type": key.sample_type}
+def _attributes(storage: Storage, key: CodesKey | ActivationsKey) -> dict[str, Any]:
+    return {
+        "lake": storage.url,
+        "dataset": key.dataset,
+        "model": key.model,
+        "layer": key.layer,
+        "sample_type": key.sample_type,
+    }
 
 
 class _Axes:

@@ -78,6 +78,7 @@ def test_what_a_dataset_of_codes_holds(built: BuiltLake, reads: list[Any]) -> No
         "codes": "float32",
         "l0": "uint32",
         "unit": "int64",
+        "row_number": "int64",
         "sample": "object",
         "split": "object",
         "position": "int64",
@@ -102,7 +103,7 @@ def test_rows_of_pooled_codes_are_the_samples(built: BuiltLake) -> None:
     assert dataset["sample"].values.tolist() == list(built.table.ids)
     assert dataset["sample"][2:4].values.tolist() == list(built.table.ids[2:4])
     assert dataset["split"].values.tolist() == list(built.table.split)
-    assert set(dataset.coords) == {"sample", "split", "unit"}
+    assert set(dataset.coords) == {"row_number", "sample", "split", "unit"}
 
 
 ROWS = [
@@ -488,3 +489,25 @@ def test_dask_chunks_of_usual_shapes() -> None:
     assert dense_chunk_rows(grid, 16_384 * 4) == 2048
     assert dense_chunk_rows(grid, 1024 * 4) == 32_768
     assert dense_chunk_rows(grid, 1 << 20) == 128
+
+
+@pytest.mark.parametrize("what", ["codes/s/token", "activations/token"])
+def test_the_accessor_selects_rows_and_says_what_stands_there(built: BuiltLake, what: str) -> None:
+    dataset = xr.open_dataset(built.url(f"data/d/m/layer_3/{what}"), engine="saestore")
+    name = what.split("/")[0]
+    tests = dataset.isel(row=slice(3, None)).saestore.where("position > 1", split=["test", "train"], special=False)
+    place = np.arange(len(built.special)) - built.offsets[built.sample_of_row]
+    split = np.array(built.table.split)[built.sample_of_row]
+    kept = (place > 1) & np.isin(split, ["test", "train"]) & ~built.special & (np.arange(len(place)) >= 3)
+    rows = np.flatnonzero(kept)
+    assert tests["row_number"].values.tolist() == rows.tolist()
+    whole = built.tokens.dense if name == "codes" else built.activations
+    np.testing.assert_array_equal(tests[name].values, whole[rows])
+    found = tests.isel(row=[1, 0]).saestore.places()
+    assert [(one.row, one.sample, one.position) for one in found] == [
+        (row, f"sample-{built.sample_of_row[row]}", place[row]) for row in rows[[1, 0]]
+    ]
+    with pytest.raises(InputError, match="split 'tets' is unknown"):
+        dataset.saestore.where(split="tets")
+    with pytest.raises(InputError, match="does not name its lake and rows"):
+        xr.Dataset().saestore.places()
