@@ -104,6 +104,7 @@ class MirroredStorage:
     def __init__(self, storage: Storage, folder: Path, array: str) -> None:
         self.url = storage.url
         self.options: Mapping[str, Any] = storage.options
+        self.gap_bytes = storage.gap_bytes
         self._storage = storage
         self._folder = folder
         self._array = array

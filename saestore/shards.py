@@ -24,7 +24,6 @@ from saestore.kernels.ramps import ramps
 from saestore.mirror import MirroredStorage
 from saestore.storage import Storage
 
-_GAP_BYTES = 256 << 10  # reading over a gap of this size costs less than another request
 _READ_BYTES = 2 << 20  # the most that is fetched at once, so that decoding overlaps with fetching
 _CHECKSUM_BYTES = 4
 _ABSENT = 2**64 - 1
@@ -70,10 +69,14 @@ class _Pieces:
 
     def copy(self, pieces: range, rows: NDArray[Any], out: NDArray[Any]) -> None:
         """Put the pieces of one chunk, whose rows are given, where they go: one place, since they follow each other."""
-        low, high = self.low[pieces.start : pieces.stop], self.high[pieces.start : pieces.stop]
-        wanted = slice(low[0], high[0]) if len(low) == 1 else ramps(low, high - low)
-        place = self.place[pieces.start]
-        out[place : place + int((high - low).sum())] = rows[wanted]
+        first, stop = pieces.start, pieces.stop
+        place = self.place[first]
+        if stop - first == 1:
+            low, high = self.low[first], self.high[first]
+            out[place : place + high - low] = rows[low:high]
+            return
+        wanted = ramps(self.low[first:stop], self.high[first:stop] - self.low[first:stop])
+        out[place : place + len(wanted)] = rows[wanted]
 
 
 @dataclass(frozen=True)
@@ -191,7 +194,7 @@ class ShardedArray:
                 fetches.append(_Fetch(shard, [], []))
                 size = 0
             fetch = fetches[-1]
-            if fetch.ranges and 0 <= begin - fetch.ranges[-1][1] <= _GAP_BYTES:
+            if fetch.ranges and 0 <= begin - fetch.ranges[-1][1] <= self._storage.gap_bytes:
                 size += begin + length - fetch.ranges[-1][1]
                 fetch.ranges[-1] = (fetch.ranges[-1][0], begin + length)
             else:

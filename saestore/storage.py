@@ -39,6 +39,8 @@ class Storage(Protocol):
 
     url: str
     options: Mapping[str, Any]
+    gap_bytes: int
+    """Reading over a gap of this size costs less than reading what lies on both sides of it for itself."""
 
     def get(self, key: str) -> bytes | None:
         """Return the object's bytes, or None where there is none."""
@@ -182,6 +184,7 @@ class LocalStorage:
     def __init__(self, root: str) -> None:
         self.url = root
         self.options: Mapping[str, Any] = {}
+        self.gap_bytes = 4 << 10
         self._root = Path(root)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -272,6 +275,7 @@ class RemoteStorage:
     """Objects behind a Zarr store whose `set` is one atomic put: buckets, memory, fsspec file systems."""
 
     def __init__(self, url: str, options: Mapping[str, Any], store: Store) -> None:
+        self.gap_bytes = 256 << 10
         self.url = url
         self.options = options
         self._store = store
