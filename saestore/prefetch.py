@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 Piece = TypeVar("Piece")
 Content = TypeVar("Content")
-
-_THREADS = 16
 
 
 def prefetch(read: Callable[[Piece], Content], pieces: Sequence[Piece]) -> Iterator[tuple[Piece, Content]]:
@@ -32,6 +30,29 @@ def prefetch(read: Callable[[Piece], Content], pieces: Sequence[Piece]) -> Itera
             yield piece, content
 
 
+class ReadingPool:
+    """Threads that last as long as the process, and are made anew in a child: they do not survive a fork.
+
+    Without that a child, such as a DataLoader's worker, would wait forever for the threads of its parent.
+    """
+
+    def __init__(self, threads: int) -> None:
+        self._threads = threads
+        self._start()
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self._start)
+
+    def map(self, read: Callable[[Piece], Content], pieces: Iterable[Piece]) -> list[Content]:
+        """Return what `read` gives for each piece; it must not use the same pool."""
+        return list(self._pool.map(read, pieces))
+
+    def _start(self) -> None:
+        self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="saestore-read")
+
+
+_pool = ReadingPool(16)
+
+
 def together(read: Callable[[Piece], Content], pieces: Sequence[Piece]) -> list[Content]:
     """Return what `read` gives for each piece, asked for at once. `read` must not call this function itself.
 
@@ -40,17 +61,4 @@ def together(read: Callable[[Piece], Content], pieces: Sequence[Piece]) -> list[
     >>> together(len, ["a", "bb"])
     [1, 2]
     """
-    return [read(piece) for piece in pieces] if len(pieces) < 2 else list(_pool.map(read, pieces))
-
-
-_pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="saestore-together")
-
-
-def _start_pool() -> None:
-    global _pool
-    _pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="saestore-together")
-
-
-if hasattr(os, "register_at_fork"):
-    # Threads do not survive a fork: a child (a DataLoader's worker) would wait for them forever.
-    os.register_at_fork(after_in_child=_start_pool)
+    return [read(piece) for piece in pieces] if len(pieces) < 2 else _pool.map(read, pieces)

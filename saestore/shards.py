@@ -9,9 +9,7 @@ trials). Writing is done here because zarr reads the old shard before it writes 
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,24 +20,14 @@ from numpy.typing import NDArray
 from saestore.errors import IntegrityError
 from saestore.kernels.ramps import ramps
 from saestore.mirror import MirroredStorage
+from saestore.prefetch import ReadingPool
 from saestore.storage import Storage
 
 _READ_BYTES = 2 << 20  # the most that is fetched at once, so that decoding overlaps with fetching
 _CHECKSUM_BYTES = 4
 _ABSENT = 2**64 - 1
-_THREADS = 8
 
-_pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="saestore-read")
-
-
-def _start_pool() -> None:
-    global _pool
-    _pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="saestore-read")
-
-
-if hasattr(os, "register_at_fork"):
-    # Threads do not survive a fork: in a child (a DataLoader's worker) the inherited pool would wait for them forever.
-    os.register_at_fork(after_in_child=_start_pool)
+_pool = ReadingPool(8)
 
 
 @dataclass(frozen=True)
@@ -165,12 +153,12 @@ class ShardedArray:
         shards = list(self._by_shard(pieces))
         unknown = [shard for shard, _ in shards if shard not in self._indexes]
         if len(unknown) > 1:
-            list(_pool.map(self._index, unknown))
+            _pool.map(self._index, unknown)
         fetches = [fetch for shard, chunks in shards for fetch in self._fetches(shard, chunks)]
         if len(fetches) == 1:
             self._fetch(fetches[0], pieces, out)
         else:
-            list(_pool.map(lambda fetch: self._fetch(fetch, pieces, out), fetches))
+            _pool.map(lambda fetch: self._fetch(fetch, pieces, out), fetches)
         return out
 
     def _by_shard(self, pieces: _Pieces) -> Iterator[tuple[int, list[tuple[int, range]]]]:
@@ -311,7 +299,7 @@ def encode_shard(document: Mapping[str, Any], content: NDArray[Any]) -> bytes:
         return encode(rows, sharding["codecs"])
 
     n_chunks = shard_rows // chunk_rows
-    chunks = list(_pool.map(encode_chunk, range(0, len(content), chunk_rows)))
+    chunks = _pool.map(encode_chunk, range(0, len(content), chunk_rows))
     index = np.full((n_chunks, 2), _ABSENT, dtype="<u8")
     sizes = np.array([len(chunk) for chunk in chunks], dtype="<u8")
     index[: len(chunks), 1] = sizes
