@@ -23,8 +23,8 @@ from saestore.progress import Progress
 from saestore.rows import RowGroup, group_exists
 from saestore.storage import Storage
 
-# Of a shard while it is split and compressed: gaps, values, what the chunks became, and the object of them all.
-_SHARD_BYTES = SHARD_ENTRIES * 18
+# Of an entry while its shard is split and compressed: gap, value, what the chunks became, and the object of them all.
+_SPLIT_BYTES = 18
 _OVERHEAD_BYTES = 128 << 20  # what reading threads hold, and compiled code. Measured.
 
 
@@ -171,9 +171,12 @@ def _shards_per_task(codes: Codes, available: int, budget: int) -> int:
     """Return how many shards of entries are sorted at once."""
     from saestore.kernels.postings import ENTRY_BYTES
 
+    slots = codes.group.grid.rows * codes.k  # which may be fewer than a shard or a block has
+    shard_entries = min(SHARD_ENTRIES, slots)
     tables = codes.d_sae * (32 + 8 * (os.cpu_count() or 1))
-    fixed = _OVERHEAD_BYTES + SHARDS_AT_ONCE * _SHARD_BYTES + 4 * BLOCK_BYTES + tables
-    per_shard = SHARD_ENTRIES * ENTRY_BYTES
+    blocks = 4 * min(BLOCK_BYTES, slots * 4)
+    fixed = _OVERHEAD_BYTES + SHARDS_AT_ONCE * shard_entries * _SPLIT_BYTES + blocks + tables
+    per_shard = shard_entries * ENTRY_BYTES
     require_memory(
         fixed + per_shard + budget - available,
         budget=budget,
