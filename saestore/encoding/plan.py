@@ -357,7 +357,8 @@ def _peak_bytes(parts: Sequence[Part], block: int, resources: Resources, held_by
     # time computes, with what the SAE makes of the rows before it multiplies them.
     ahead = _READING_COPIES if any(part.shard_rows > block for part in parts) else 0
     x = tasks * (1 + ahead) + (tasks - 1) * _READING_COPIES + max(_own_copies(part.config) for part in parts)
-    encoding = _NOT_GIVEN_BACK_BYTES + max(working(part, block) for part in parts)
+    encoding = max(working(part, block) for part in parts)
+    encoding += 0 if held_bytes is None else _NOT_GIVEN_BACK_BYTES  # of a stream the next run takes what is free
     encoding += int(x * block * d_in * 4)
     encoding += tasks * (sum(part.shard_bytes for part in parts) + block * slots * 40)
     # Rows, their reconstruction and normalised copies, a block of them in float64, and decoder rows: a part as read,
