@@ -86,8 +86,9 @@ def test_what_a_dataset_of_codes_holds(built: BuiltLake, reads: list[Any]) -> No
         "token_id": "uint32",
     }
     assert dataset.attrs == {
-        "lake": built.storage.url, "dataset": "d", "model": "m", "layer": "layer_3", "sample_type": "token", "sae": "s", "d_sae": 50, "k": 4,
-    }  # fmt: skip
+        **{"lake": built.storage.url, "dataset": "d", "model": "m", "layer": "layer_3", "sample_type": "token"},
+        **{"sae": "s", "d_sae": 50, "k": 4},
+    }
     owner = built.sample_of_row
     assert dataset["sample"].values.tolist() == [f"sample-{place}" for place in owner]
     assert dataset["split"].values.tolist() == [built.table.split[place] for place in owner]
