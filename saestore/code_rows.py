@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from saestore.errors import InputError
 from saestore.rows import ArraySpec, RowGroup
 
 Holes = Literal["error", "nan"]
@@ -111,3 +112,11 @@ def thin_blocks(block: CodeRows, width: int) -> Iterator[tuple[int, CodeRows]]:
     for start in range(0, len(block.rows), step):
         part = slice(start, start + step)
         yield start, CodeRows(block.rows[part], block.indices[part], block.values[part], block.l0[part])
+
+
+def integers(numbers: Any, what: str) -> NDArray[np.int64]:
+    """Return row or unit numbers as int64, refusing masks and fractions (InputError)."""
+    array = np.asarray(numbers)
+    if array.dtype.kind not in "iu" and array.size:
+        raise InputError(f"{what} of type {array.dtype} cannot be used; give numbers, for a mask: np.flatnonzero(mask)")
+    return array.astype(np.int64)

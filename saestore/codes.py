@@ -14,7 +14,7 @@ from saestore._expression_tree import Condition
 from saestore.activations import Activations
 from saestore.axis import RowAxis
 from saestore.budget import parse_memory, require_memory
-from saestore.code_rows import CodeRows, Holes, row_blocks, thin_blocks
+from saestore.code_rows import CodeRows, Holes, integers, row_blocks, thin_blocks
 from saestore.errors import HoleError, InputError, MissingError
 from saestore.kernels.densify import densify, unit_lookup
 from saestore.kernels.quantize import as_float32
@@ -49,7 +49,7 @@ _WORTH_POSTINGS = 16_384
 # CSC is made from the postings, which have all rows, where it is of at least one row in so many of them. Measured.
 _POSTINGS_SHARE = 2
 
-_ENTRY_BYTES = 32  # of an entry of the postings while it is read
+_ENTRY_BYTES = 64  # of an entry of the postings while it is read. Measured 42, and more where there are segments
 _SCAN_BYTES = 64 << 20
 _DECODE_BYTES = 64 << 20
 
@@ -245,9 +245,13 @@ class Codes:
             what=f"a dense block of {n:,} rows x {width:,} units",
             remedy="ask for fewer rows or name the units you need (units=[...]), or keep it sparse with to_scipy()",
         )
-        if units is not None and self._costs_less_by_unit(n, units):
-            return self._dense_by_unit(wanted, n, units)
-        lookup = None if units is None else unit_lookup(_integers(units, "units"), self.d_sae)
+        asked = None if units is None else integers(units, "units")
+        if asked is not None and self._costs_less_by_unit(n, asked, parse_memory(memory)):
+            try:
+                return self._dense_by_unit(wanted, n, asked)
+            except HoleError:
+                pass  # postings that are still being built: the rows are all there is
+        lookup = None if asked is None else unit_lookup(asked, self.d_sae)
         out = np.empty((n, width), dtype=np.float32)
         if holes == "nan":
             out.fill(np.nan)
@@ -261,12 +265,12 @@ class Codes:
                 out[target] = densify(block.indices, block.values, lookup, d_sae=self.d_sae)
         return out
 
-    def _costs_less_by_unit(self, n: int, units: Sequence[int] | NDArray[np.integer[Any]]) -> bool:
+    def _costs_less_by_unit(self, n: int, units: NDArray[np.int64], budget: int) -> bool:
         """Whether the entries of the units are fewer than the slots of the rows by so much that the postings win."""
         if n < _WORTH_POSTINGS:
             return False
         try:
-            self.postings.check(_integers(units, "units"))
+            self.postings.check(units)
         except HoleError:
             return False
         except MissingError:
@@ -274,14 +278,13 @@ class Codes:
                 raise
             return False
         entries = int(self.postings.counts[np.unique(units)].sum())
-        return _ENTRY_SLOTS * entries + _UNIT_SLOTS * len(units) < n * self.k
+        fits = n * len(units) * 4 + entries * _ENTRY_BYTES <= budget
+        return fits and _ENTRY_SLOTS * entries + _UNIT_SLOTS * len(units) < n * self.k
 
-    def _dense_by_unit(
-        self, rows: slice | NDArray[np.int64], n: int, units: Sequence[int] | NDArray[np.integer[Any]]
-    ) -> NDArray[np.float32]:
+    def _dense_by_unit(self, rows: slice | NDArray[np.int64], n: int, units: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return the dense block of rows of the axis, made from the postings."""
         out = np.zeros((n, len(units)), dtype=np.float32)
-        found = self.postings.read(_integers(units, "units"))
+        found = self.postings.read(units)
         order = np.empty(0, np.int64) if isinstance(rows, slice) else np.argsort(rows, kind="stable")
         for column, (start, stop) in enumerate(itertools.pairwise(found.offsets.tolist())):
             active, values = found.rows[start:stop], found.values[start:stop]
@@ -424,7 +427,7 @@ class Codes:
         from saestore.bridges.lazy import dense_array
         from saestore.engine.arrays import dense_chunk_rows
 
-        chosen = None if units is None else _integers(units, "units")
+        chosen = None if units is None else integers(units, "units")
         if chosen is not None:
             if not chosen.size:
                 raise InputError("units=[] names no unit; leave it out to take all")
@@ -637,7 +640,9 @@ class Codes:
         BudgetError
             The entries of the units would take more than 60 % of the free memory.
         """
-        asked = _integers(units, "units")
+        asked = integers(units, "units")
+        if asked.ndim != 1:
+            raise InputError(f"units of shape {asked.shape} cannot be used; give a list of unit ids")
         postings = self.postings
         postings.check(asked)
         require_memory(
@@ -679,11 +684,11 @@ class Codes:
 
     def sample_of(self, rows: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
         """Return the place of the sample that each row of the axis belongs to."""
-        return self.axis.sample_of(self._checked(_integers(rows, "rows"), self.group.grid.rows))
+        return self.axis.sample_of(self._checked(integers(rows, "rows"), self.group.grid.rows))
 
     def rows_of_samples(self, samples: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
         """Return the rows of the axis that chosen samples have, special tokens included."""
-        return self._checked(self.axis.rows_of(_integers(samples, "samples")), self.group.grid.rows)
+        return self._checked(self.axis.rows_of(integers(samples, "samples")), self.group.grid.rows)
 
     @property
     def _scan_rows(self) -> int:
@@ -709,7 +714,7 @@ class Codes:
             start, stop, _ = rows.indices(self.n_rows)
             stop = max(start, stop)
             return self.selection.rows(start, stop) if self.is_selection else slice(start, stop)
-        places = self._checked(np.atleast_1d(_integers(rows, "rows")), self.n_rows)
+        places = self._checked(np.atleast_1d(integers(rows, "rows")), self.n_rows)
         return self.selection.rows_at(places) if self.is_selection else places
 
     def _checked(self, numbers: NDArray[np.int64], stop: int) -> NDArray[np.int64]:
@@ -734,13 +739,6 @@ def _reopened(storage: Storage, key: CodesKey, conditions: tuple[Condition, ...]
 
 def _count(rows: slice | NDArray[np.int64]) -> int:
     return rows.stop - rows.start if isinstance(rows, slice) else rows.size
-
-
-def _integers(numbers: Any, what: str) -> NDArray[np.int64]:
-    array = np.asarray(numbers)
-    if array.dtype.kind not in "iu" and array.size:
-        raise InputError(f"{what} of type {array.dtype} cannot be used; give numbers, for a mask: np.flatnonzero(mask)")
-    return array.astype(np.int64)
 
 
 def _choose(option: str, given: str, known: Sequence[str]) -> None:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from saestore.activations import Activations
 from saestore.axis import RowAxis
 from saestore.budget import parse_memory, require_memory
+from saestore.code_rows import integers
 from saestore.codes import Codes
 from saestore.errors import DependencyError, InputError
 from saestore.kernels.densify import unit_lookup
@@ -122,7 +123,7 @@ def per_sample(
     if how not in get_args(Reduction):
         raise InputError(f"how={how!r} is unknown; choose from {', '.join(get_args(Reduction))}")
     chosen = codes if special or codes.positions is None else codes.where(special=False)
-    wanted = np.arange(codes.d_sae) if units is None else np.asarray(units, dtype=np.int64)
+    wanted = np.arange(codes.d_sae) if units is None else np.atleast_1d(integers(units, "units"))
     lookup = unit_lookup(wanted, codes.d_sae)
     if lookup.order is not None:
         raise InputError("a unit is named twice; name each unit once")

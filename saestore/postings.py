@@ -62,6 +62,22 @@ class Segment:
         """Where the entries of each unit begin, and the number of all: (d_sae + 1,)."""
         return self.group.whole("indptr").astype(np.int64)
 
+    def check(self, starts: NDArray[np.int64], stops: NDArray[np.int64]) -> None:
+        """Refuse ranges of entries that were never written.
+
+        Raises
+        ------
+        HoleError
+            The rows of the segment are named.
+        """
+        try:
+            self.group.check_ranges(starts, stops)
+        except HoleError as error:
+            raise HoleError(
+                f"the postings of rows {self.first_row} to {self.stop_row - 1} in {self.group.path} are not complete; "
+                "build the rest with saestore index"
+            ) from error
+
     def rows(self, gaps: NDArray[np.uint32], counts: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the rows of units that follow each other, from their gaps and the number of entries of each."""
         rows = np.cumsum(gaps, dtype=np.int64)
@@ -127,6 +143,11 @@ class Postings:
             counts += np.diff(segment.indptr)
         return counts
 
+    def check_complete(self) -> None:
+        """Refuse postings of which a part was never written (HoleError)."""
+        for segment in self.segments:
+            segment.check(np.array([0]), np.array([segment.group.grid.rows]))
+
     def check(self, units: NDArray[np.int64]) -> None:
         """Refuse units that do not exist.
 
@@ -159,7 +180,7 @@ class Postings:
         ranges = [(starts[number, held[number]], stops[number, held[number]]) for number in range(len(counts))]
         groups = [segment.group for segment in self.segments]
         # The ledger first, so that the two arrays do not each read its entries.
-        together(lambda number: groups[number].check_ranges(*ranges[number]), range(len(groups)))
+        together(lambda number: self.segments[number].check(*ranges[number]), range(len(groups)))
         reads = [(number, name) for number in range(len(groups)) for name in ("row_gaps", "values")]
         parts = together(lambda one: groups[one[0]].read_ranges(one[1], *ranges[one[0]]), reads)
         offsets = np.append(0, np.cumsum(counts.sum(axis=0)))

@@ -388,6 +388,8 @@ class RowGroup:
         HoleError, IntegrityError
             As for `read`.
         """
+        if name not in self._arrays:
+            raise MissingError(f"{self.path} has no array {name!r}; it has {', '.join(self.array_names)}")
         self.check_ranges(starts, stops)
         return self._arrays[name].read_ranges(starts, stops)
 

@@ -54,12 +54,14 @@ def tally(
     HoleError, IntegrityError
         Some of the postings were never written, or are damaged.
     """
+    postings.check_complete()
     step = advance or _silent
     counts = postings.counts[units.start : units.stop]
     result = UnitTally.empty(len(counts), rows.n_splits, percentiles)
     blocks = [(units.start + start, units.start + stop) for start, stop in _blocks(counts, block_entries)]
     long = [start for start, stop in blocks if stop - start == 1 and counts[start - units.start] > block_entries]
-    short = [block for block in blocks if block[0] not in set(long)]
+    long_ones = set(long)
+    short = [block for block in blocks if block[0] not in long_ones]
     threads = os.cpu_count() or 1
     with ThreadPoolExecutor(threads, thread_name_prefix="saestore-tally") as pool:
         for (start, _), parts in prefetch(lambda block: _entries(postings, *block), short):

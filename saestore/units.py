@@ -23,7 +23,7 @@ Per = Literal["position", "sample"]
 class TopRows:
     """The rows where one unit is most active, by the magnitude of its values, strongest first; ties by row.
 
-    active_rows : rows where it is active at all
+    active_rows : rows where it is active at all, of those that count
     """
 
     unit: int
@@ -206,6 +206,8 @@ class Unit:
         list of Example
             Strongest first.
         """
+        if n < 1:
+            raise InputError(f"n is {n}; ask for at least 1 row")
         everything = self.top(max(1, len(self)) if quantiles is not None else n, per=per, special=special)
         if quantiles is None:
             chosen = np.arange(len(everything.rows))

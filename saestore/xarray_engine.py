@@ -260,7 +260,9 @@ class SaestoreAccessor:
             expression, split=split, concept=concept, samples=samples, special=special
         )
         numbers = self._dataset["row_number"].values
-        kept = np.flatnonzero(chosen.contains(np.atleast_1d(numbers)))
+        if numbers.ndim == 0:
+            raise InputError("this dataset has one row and no dimension of rows; keep it with isel(row=[3])")
+        kept = np.flatnonzero(chosen.contains(numbers))
         return self._dataset.isel(row=kept)
 
     def places(self, *, storage_options: Mapping[str, Any] | None = None) -> list[Place]:

@@ -177,3 +177,26 @@ def test_wrong_requests_are_refused(built: BuiltLake) -> None:
     for quantiles in ([0.5], [0.5, 0.5], [1, 0], [-0.1, 1], [0, 1.5]):
         with pytest.raises(InputError, match="quantiles"):
             unit.examples(2, quantiles=quantiles)
+
+
+def test_while_postings_are_being_built_dense_blocks_are_read_by_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built = build(str(tmp_path / "lake"))
+    expected = built.codes().dense(units=[3, 7])
+    (tmp_path / "lake" / built.codes().key.segment_path(built.codes().run, 0) / "ledger/c.0.0.0").unlink()
+    monkeypatch.setattr(codes_module, "_WORTH_POSTINGS", 0)
+    monkeypatch.setattr(codes_module, "_UNIT_SLOTS", -1_000)
+    np.testing.assert_array_equal(built.codes().dense(units=[3, 7]), expected)
+    with pytest.raises(HoleError, match=r"postings of rows 0 to 38 in .* are not complete; .* saestore index"):
+        built.codes().unit(3)
+
+
+def test_no_units_and_units_that_are_no_list(built: BuiltLake, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(codes_module, "_WORTH_POSTINGS", 0)
+    assert built.codes().dense(units=[]).shape == (len(built.tokens.dense), 0)
+    for units in (5, [[1, 2]], [1.5]):
+        with pytest.raises(InputError, match="units"):
+            built.codes().units(units)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="at least 1 row"):
+        built.codes().unit(3).examples(0, quantiles=[0, 1])

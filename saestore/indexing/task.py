@@ -53,7 +53,8 @@ class IndexTask:
         cursors = np.zeros((codes.d_sae, 2), dtype=np.int64)
         cursors[:, 0] = indptr[:-1]
         cursors[:, 1] = segment.first_row
-        entries = np.empty(end - begin, dtype=np.uint64)  # every place is filled
+        # Every place is filled, but for the one of a segment without entries.
+        entries = (np.empty if indptr[-1] else np.zeros)(end - begin, dtype=np.uint64)
         # Placing waits for memory more than it computes; the other half of the cores reads ahead.
         threads = max(1, (os.cpu_count() or 1) // 2)
         shares = _shares(indptr, begin, end, threads)

@@ -15,7 +15,7 @@ from saestore import provenance
 from saestore.budget import parse_memory, readable_bytes, require_memory
 from saestore.codes import Codes
 from saestore.engine.run import run_tasks
-from saestore.errors import HoleError
+from saestore.errors import HoleError, IntegrityError
 from saestore.indexing.task import BLOCK_BYTES, SHARDS_AT_ONCE, IndexTask, code_blocks
 from saestore.layout import CodesKey
 from saestore.postings import SHARD_ENTRIES, Segment, create_segment, n_segments, segment_rows
@@ -147,7 +147,12 @@ def _counts(codes: Codes, rows: slice, *, quiet: bool) -> NDArray[np.int64]:
     ):
         for _, block in code_blocks(codes, rows.start, rows.stop):
             parts = zip(*(np.array_split(array, threads) for array in block), counts, strict=True)
-            list(pool.map(lambda part: count_units(*part), parts))
+            try:
+                list(pool.map(lambda part: count_units(*part), parts))
+            except IndexError as error:
+                raise IntegrityError(
+                    f"{codes.key.path} holds units that its SAE does not have ({error}); import or encode it anew"
+                ) from error
             progress.advance(len(block[0]))
     total: NDArray[np.int64] = counts.sum(axis=0)
     return total

@@ -1,6 +1,7 @@
 """From rows to units: a counting sort of codes, in one pass over the rows for the counts and one for each part.
 
-Rows of a unit are kept as gaps: the first entry is the row itself, each further one the distance from the row before.
+Rows of a unit are kept as gaps: of the first entry the distance from a first row, of each further one that from the row
+before.
 Gaps are small where rows are large, which compresses better, and a cumulative sum gives the rows back.
 """
 
@@ -54,7 +55,8 @@ def place_entries(
     first_row : int
         Number of the first of these rows; rows must come in order, from call to call too.
     cursors : (d_sae, 2) int64
-        For each unit the place of its next entry, and the row of its last one (0 before the first). Changed in place.
+        For each unit the place of its next entry, and the row of its last one (a first row before that). Changed in
+        place.
     units : range
         Units that this call takes; others are passed over, so that threads can share the work without locks.
     begin : int

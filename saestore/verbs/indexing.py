@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 def index(
     lake: LakeLike,
     *,
-    datasets: Sequence[str] | None = None,
+    datasets: str | Sequence[str] | None = None,
     saes: str | Sequence[str] | None = None,
-    layers: Sequence[str | int] | None = None,
+    layers: str | int | Sequence[str | int] | None = None,
     sample_type: str | Sequence[str] | None = None,
     model: str | None = None,
     memory: str | int | None = None,
@@ -63,6 +63,8 @@ def index(
 
     opened = open_lake(lake, catalog=catalog)
     names = [saes] if isinstance(saes, str) else saes
+    datasets = [datasets] if isinstance(datasets, str) else datasets
+    layers = [layers] if isinstance(layers, str | int) else layers
     types = [sample_type] if isinstance(sample_type, str) else sample_type
     for name in datasets or ():
         opened.samples(name)  # a dataset that is not there is its own error

@@ -211,8 +211,15 @@ def _shown_units(
         # Strongest first, within each band; of equal ones the earlier dataset and row.
         examples.sort(key=lambda one: (-_band(one[1]), -abs(one[1].value), one[0], one[1].place.row))
         bands = itertools.groupby((example for _, example in examples), _band)
-        chosen = [example for _, band in bands for example in itertools.islice(band, n)]
+        chosen = [example for _, band in bands for example in _thinned(list(band), n, evenly=quantiles is not None)]
         yield ShownUnit(same[0].unit, sum(map(len, counted)), total, tuple(chosen))
+
+
+def _thinned(band: list[Example], n: int, *, evenly: bool) -> list[Example]:
+    """Return the n strongest, or n at equal steps."""
+    if not evenly or len(band) <= n:
+        return band[:n]
+    return [band[place] for place in np.linspace(0, len(band), n, endpoint=False).astype(int)]
 
 
 def _band(example: Example) -> float:

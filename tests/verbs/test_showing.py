@@ -34,3 +34,16 @@ def test_strongest_units_and_rows_by_magnitude(tmp_path: object) -> None:
 
 def test_units_are_picked_by_magnitude(tmp_path: object) -> None:
     assert [unit.unit for unit in top(signed_lake(f"{tmp_path}/lake")).units] == [1, 0]
+
+
+def test_bands_over_datasets_hold_rows_of_each(tmp_path: object) -> None:
+    lake = Lake.create(f"{tmp_path}/lake")
+    for dataset, scale in {"a": 10.0, "b": 1.0}.items():
+        write_samples(lake.storage, dataset, sample_table(20))
+        values = (np.arange(1, 21, dtype=np.float32) * scale)[:, None]
+        write_codes(lake.storage, CodesKey(dataset, "m", "layer_3", "s", "mean"), top_k(values, 1))
+    index(lake.storage, list(lake.code_keys()), quiet=True)
+    (unit,) = top(lake, units=[0], n=4, quantiles=[0, 1]).units
+    found = [example.value for example in unit.examples]
+    assert found == sorted(found, reverse=True)
+    assert {example.place.dataset for example in unit.examples} == {"a", "b"}
