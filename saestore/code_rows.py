@@ -52,7 +52,7 @@ def code_arrays(*, k: int, d_sae: int, dtype: str, state: Sequence[str] = ()) ->
     value = "uint16" if dtype == "bfloat16" else dtype
     return [
         ArraySpec("indices", str(index), k, codec="shuffle" if all_bits else "bitshuffle"),
-        ArraySpec("values", value, k, codec="shuffle", level=5, attributes={"saestore_dtype": dtype}),
+        ArraySpec("values", value, k, codec="shuffle", level=6, attributes={"saestore_dtype": dtype}),
         ArraySpec("l0", "uint32"),
         *(ArraySpec(name, "float32", codec="shuffle") for name in state),
     ]
