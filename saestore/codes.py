@@ -246,11 +246,8 @@ class Codes:
             remedy="ask for fewer rows or name the units you need (units=[...]), or keep it sparse with to_scipy()",
         )
         asked = None if units is None else integers(units, "units")
-        if asked is not None and self._costs_less_by_unit(n, asked, parse_memory(memory)):
-            try:
-                return self._dense_by_unit(wanted, n, asked)
-            except HoleError:
-                pass  # postings that are still being built: the rows are all there is
+        if asked is not None and self.costs_less_by_unit(n, asked, parse_memory(memory)):
+            return self._dense_by_unit(wanted, n, asked)
         lookup = None if asked is None else unit_lookup(asked, self.d_sae)
         out = np.empty((n, width), dtype=np.float32)
         if holes == "nan":
@@ -265,12 +262,16 @@ class Codes:
                 out[target] = densify(block.indices, block.values, lookup, d_sae=self.d_sae)
         return out
 
-    def _costs_less_by_unit(self, n: int, units: NDArray[np.int64], budget: int) -> bool:
-        """Whether the entries of the units are fewer than the slots of the rows by so much that the postings win."""
+    def costs_less_by_unit(self, n: int, units: NDArray[np.int64], budget: int) -> bool:
+        """Whether reading units of n rows costs less by the postings than by the rows, within a budget in bytes.
+
+        It does where the entries of the units are fewer than the slots of the rows by so much; False where postings are
+        missing or still being built.
+        """
         if n < _WORTH_POSTINGS:
             return False
         try:
-            self.postings.check(units)
+            self.postings.check_written(units)
         except HoleError:
             return False
         except MissingError:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -20,6 +20,9 @@ from saestore.kernels.reduce import Reduction, reduce_entries
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
+
+_Entries = tuple[NDArray[np.int64], NDArray[Any], NDArray[np.float32], NDArray[np.int64]]
+"""Places of rows, units and values of entries, and the offsets of samples among the places; see `reduce_entries`."""
 
 _BLOCK_SLOTS = 1 << 21
 _ENTRY_BYTES = 40  # of an entry while a block is reduced
@@ -124,6 +127,8 @@ def per_sample(
         raise InputError(f"how={how!r} is unknown; choose from {', '.join(get_args(Reduction))}")
     chosen = codes if special or codes.positions is None else codes.where(special=False)
     wanted = np.arange(codes.d_sae) if units is None else np.atleast_1d(integers(units, "units"))
+    if not wanted.size:
+        raise InputError("units=[] names no unit; leave it out to take all")
     lookup = unit_lookup(wanted, codes.d_sae)
     if lookup.order is not None:
         raise InputError("a unit is named twice; name each unit once")
@@ -133,12 +138,15 @@ def per_sample(
         what=f"the entries of {len(chosen.samples):,} samples and {len(wanted):,} units",
         remedy="name fewer units, select fewer rows with where(), or give more memory",
     )
-    parts = [
-        reduce_entries(places, of_units, values, offsets, how)
-        for places, of_units, values, offsets in _entries(chosen, lookup.wanted)
-    ]
-    firsts = [first for first, _ in _blocks(chosen)]
-    rows = np.concatenate([part[0] + first for part, first in zip(parts, firsts, strict=True)])
+    if units is not None and chosen.costs_less_by_unit(len(chosen), wanted, parse_memory(memory)):
+        blocks: Iterable[tuple[int, _Entries]] = [(0, _entries_by_unit(chosen, wanted))]
+    else:
+        blocks = _entries(chosen, lookup.wanted)
+    parts, numbers = [], []
+    for first, entries in blocks:
+        parts.append(reduce_entries(*entries, how))
+        numbers.append(parts[-1][0] + first)
+    rows = np.concatenate(numbers)
     columns = lookup.column[np.concatenate([part[1] for part in parts])]
     held = np.flatnonzero(np.diff(chosen.selection.sample_offsets))
     matrix = csr_array(
@@ -148,17 +156,23 @@ def per_sample(
     return PerSample(how, held, wanted, matrix)
 
 
-def _entries(
-    codes: Codes, wanted: NDArray[np.bool_]
-) -> Iterator[tuple[NDArray[np.int64], NDArray[Any], NDArray[np.float32], NDArray[np.int64]]]:
-    """Yield blocks of whole samples: places of rows in the block, units and values of its entries, and its offsets."""
+def _entries_by_unit(codes: Codes, units: NDArray[np.int64]) -> _Entries:
+    """Return all entries of units, from the postings."""
+    found = codes.units(units)
+    places = codes.selection.places(np.concatenate([unit.rows for unit in found]))
+    of_units = np.repeat(units, [len(unit) for unit in found])
+    return places, of_units, np.concatenate([unit.values for unit in found]), codes.selection.sample_offsets
+
+
+def _entries(codes: Codes, wanted: NDArray[np.bool_]) -> Iterator[tuple[int, _Entries]]:
+    """Yield blocks of whole samples: the first one, and the entries of wanted units."""
     offsets = codes.selection.sample_offsets
     for first, stop in _blocks(codes):
         start, end = int(offsets[first]), int(offsets[stop])
         block = codes.rows(slice(start, end))
         held = (block.values != 0) & wanted[block.indices]
         places = np.nonzero(held)[0]
-        yield places, block.indices[held], block.values[held], offsets[first : stop + 1] - start
+        yield first, (places, block.indices[held], block.values[held], offsets[first : stop + 1] - start)
 
 
 def _blocks(codes: Codes) -> list[tuple[int, int]]:

@@ -171,16 +171,14 @@ class Postings:
             Some of the postings were never written, or are damaged.
         """
         asked = np.asarray(units, dtype=np.int64)
-        self.check(asked)
         wanted, order = np.unique(asked, return_inverse=True)
-        indptrs = together(lambda segment: segment.indptr, self.segments)
-        starts, stops = (np.stack([indptr[wanted + edge] for indptr in indptrs]) for edge in (0, 1))
+        starts, stops = self._entries_of(wanted)
         counts = stops - starts
         held = counts > 0
         ranges = [(starts[number, held[number]], stops[number, held[number]]) for number in range(len(counts))]
-        groups = [segment.group for segment in self.segments]
         # The ledger first, so that the two arrays do not each read its entries.
-        together(lambda number: self.segments[number].check(*ranges[number]), range(len(groups)))
+        self._check_written(ranges)
+        groups = [segment.group for segment in self.segments]
         reads = [(number, name) for number in range(len(groups)) for name in ("row_gaps", "values")]
         parts = together(lambda one: groups[one[0]].read_ranges(one[1], *ranges[one[0]]), reads)
         offsets = np.append(0, np.cumsum(counts.sum(axis=0)))
@@ -196,6 +194,20 @@ class Postings:
         lengths = np.diff(offsets)[order]
         places = ramps(offsets[order], lengths)
         return UnitEntries(asked, np.append(0, np.cumsum(lengths)), rows[places], values[places])
+
+    def check_written(self, units: NDArray[np.int64]) -> None:
+        """Refuse units of which some entries were never written (HoleError)."""
+        self._check_written(list(zip(*self._entries_of(np.unique(units)), strict=True)))
+
+    def _entries_of(self, units: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return where the entries of units begin and end in each segment: (n_segments, m) each."""
+        self.check(units)
+        indptrs = together(lambda segment: segment.indptr, self.segments)
+        starts, stops = (np.stack([indptr[units + edge] for indptr in indptrs]) for edge in (0, 1))
+        return starts, stops
+
+    def _check_written(self, ranges: Sequence[tuple[NDArray[np.int64], NDArray[np.int64]]]) -> None:
+        together(lambda number: self.segments[number].check(*ranges[number]), range(len(ranges)))
 
 
 def n_segments(rows: int) -> int:

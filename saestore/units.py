@@ -49,6 +49,15 @@ class Histogram:
 
 
 @dataclass(frozen=True)
+class Pick:
+    """A row that stands for a unit; see `Example`."""
+
+    row: int
+    value: float
+    band: tuple[float, float] | None
+
+
+@dataclass(frozen=True)
 class Example:
     """A row where a unit is active.
 
@@ -206,6 +215,19 @@ class Unit:
         list of Example
             Strongest first.
         """
+        picked = self.picks(n, quantiles=quantiles, per=per, special=special)
+        places = places_of(self.axis, np.array([pick.row for pick in picked], dtype=np.int64))
+        return [Example(place, pick.value, pick.band) for place, pick in zip(places, picked, strict=True)]
+
+    def picks(
+        self,
+        n: int = 10,
+        *,
+        quantiles: Sequence[float] | None = None,
+        per: Per = "position",
+        special: bool = False,
+    ) -> list[Pick]:
+        """Return the rows that `examples` shows, without reading what stands there."""
         if n < 1:
             raise InputError(f"n is {n}; ask for at least 1 row")
         everything = self.top(max(1, len(self)) if quantiles is not None else n, per=per, special=special)
@@ -214,9 +236,8 @@ class Unit:
             bands: list[tuple[float, float] | None] = [None] * len(chosen)
         else:
             chosen, bands = _banded(len(everything.rows), n, quantiles)
-        places = places_of(self.axis, everything.rows[chosen])
-        values = everything.values[chosen].tolist()
-        return [Example(*one) for one in zip(places, values, bands, strict=True)]
+        rows, values = everything.rows[chosen].tolist(), everything.values[chosen].tolist()
+        return [Pick(*one) for one in zip(rows, values, bands, strict=True)]
 
 
 def _strongest(rows: NDArray[np.int64], values: NDArray[np.float32], n: int) -> NDArray[np.int64]:

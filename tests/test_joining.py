@@ -56,8 +56,12 @@ def test_samples_are_reduced_from_their_rows(
             for sample in held
         ]
         np.testing.assert_allclose(found.values.toarray(), expected, rtol=1e-6)
-        some = per_sample(selection, how, units=[3, 0], special=special)
-        np.testing.assert_array_equal(some.values.toarray(), found.values.toarray()[:, [3, 0]])
+        for worth in (1 << 60, 0):  # by row, and by unit where there are postings
+            monkeypatch.setattr("saestore.codes._WORTH_POSTINGS", worth)
+            monkeypatch.setattr("saestore.codes._UNIT_SLOTS", -1_000)
+            some = per_sample(selection, how, units=[3, 0], special=special)
+            assert some.samples.tolist() == held
+            np.testing.assert_array_equal(some.values.toarray(), found.values.toarray()[:, [3, 0]])
 
 
 def test_pooled_rows_are_their_own_reduction(built: BuiltLake) -> None:
@@ -93,6 +97,8 @@ def test_wrong_requests_are_refused(built: BuiltLake) -> None:
         per_sample(codes, "median")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="named twice"):
         per_sample(codes, "max", units=[1, 1])
+    with pytest.raises(InputError, match="names no unit"):
+        per_sample(codes, "max", units=[])
     with pytest.raises(MissingError, match="unit 50"):
         per_sample(codes, "max", units=[50])
     with pytest.raises(BudgetError, match="name fewer units"):

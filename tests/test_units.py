@@ -7,12 +7,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from built_lake import BuiltLake, build
+from built_lake import BuiltLake, build, top_k, write_codes
 from numpy.typing import NDArray
 
 from saestore import codes as codes_module
 from saestore.codes import Codes
 from saestore.errors import HoleError, InputError, MissingError
+from saestore.indexing.writer import index
+from saestore.lake import Lake
+from saestore.layout import CodesKey, ModelKey
+from saestore.samples import SampleTable
+from saestore.tables import write_positions, write_samples
 from saestore.units import Unit
 from saestore.xarray_engine import to_xarray
 
@@ -200,3 +205,27 @@ def test_no_units_and_units_that_are_no_list(built: BuiltLake, monkeypatch: pyte
             built.codes().units(units)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="at least 1 row"):
         built.codes().unit(3).examples(0, quantiles=[0, 1])
+
+
+def test_examples_of_images_name_the_file_and_the_box(tmp_path: Path) -> None:
+    lake = Lake.create(tmp_path / "lake")
+    table = SampleTable(ids=["a", "b"], kind="image", contents=["one.png", "two.png"])
+    write_samples(lake.storage, "d", table)
+    boxes = np.array([[0, 0, 8, 8], [8, 0, 16, 8], [0, 0, 5, 9]], np.float32)
+    write_positions(
+        lake.storage,
+        ModelKey("d", "m"),
+        offsets=np.array([0, 2, 3]),
+        arrays={"special": np.zeros(3, bool), "box": boxes},
+        digest="0" * 64,
+        attributes={"content": "image"},
+    )
+    key = CodesKey("d", "m", "layer_3", "s", "patch")
+    write_codes(lake.storage, key, top_k(np.array([[1], [3], [2]], np.float32), 1))
+    index(lake.storage, [key], quiet=True)
+    found = Codes.open(lake.storage, key).unit(0).examples(2)
+    assert [(one.place.sample, one.place.position, one.place.box) for one in found] == [
+        ("a", 1, (8, 0, 16, 8)),
+        ("b", 0, (0, 0, 5, 9)),
+    ]
+    assert [one.place.text for one in found] == ["one.png box 8, 0, 16, 8", "two.png box 0, 0, 5, 9"]

@@ -136,6 +136,7 @@ def write_stats(
         splits = stored_splits(axis)
         missing: list[int] = []
         if not _is_complete(codes, splits, special=special):
+            codes.postings.check_complete()
             block = _block_entries(codes, axis, budget - baseline, budget)
             missing = _missing_shards(codes, axis, splits, special=special)
             counts = codes.postings.counts

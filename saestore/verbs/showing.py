@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from saestore.code_rows import CodeRows
 from saestore.codes import Codes
 from saestore.context import Place, places_of
-from saestore.errors import InputError
-from saestore.units import Example, Per
+from saestore.errors import InputError, MissingError
+from saestore.unit_stats import UnitStats
+from saestore.units import Example, Per, Pick
 from saestore.verbs.names import LakeLike, matching_codes, open_lake, row_choice
 
 if TYPE_CHECKING:
@@ -203,27 +203,39 @@ def _shown_units(
     total = sum(len(codes.selection.without_special) for codes in found)
     for same in zip(*(codes.units(units) for codes in found), strict=True):
         counted = [unit.without_special() for unit in same]
-        examples = [
-            (dataset, example)
+        picked = [
+            (dataset, pick)
             for dataset, unit in enumerate(counted)
-            for example in unit.examples(n, quantiles=quantiles, per=per)
+            for pick in unit.picks(n, quantiles=quantiles, per=per)
         ]
         # Strongest first, within each band; of equal ones the earlier dataset and row.
-        examples.sort(key=lambda one: (-_band(one[1]), -abs(one[1].value), one[0], one[1].place.row))
-        bands = itertools.groupby((example for _, example in examples), _band)
-        chosen = [example for _, band in bands for example in _thinned(list(band), n, evenly=quantiles is not None)]
-        yield ShownUnit(same[0].unit, sum(map(len, counted)), total, tuple(chosen))
+        picked.sort(key=lambda one: (-_band(one), -abs(one[1].value), one[0], one[1].row))
+        bands = itertools.groupby(picked, _band)
+        chosen = [one for _, band in bands for one in _thinned(list(band), n, evenly=quantiles is not None)]
+        yield ShownUnit(same[0].unit, sum(map(len, counted)), total, tuple(_examples(found, chosen)))
 
 
-def _thinned(band: list[Example], n: int, *, evenly: bool) -> list[Example]:
+def _examples(found: Sequence[Codes], chosen: Sequence[tuple[int, Pick]]) -> list[Example]:
+    """Return what stands at rows of several datasets, read once for each dataset."""
+    examples: dict[int, Example] = {}
+    for dataset, codes in enumerate(found):
+        numbers = [number for number, (of, _) in enumerate(chosen) if of == dataset]
+        places = places_of(codes.axis, np.array([chosen[number][1].row for number in numbers], dtype=np.int64))
+        for number, place in zip(numbers, places, strict=True):
+            pick = chosen[number][1]
+            examples[number] = Example(place, pick.value, pick.band)
+    return [examples[number] for number in range(len(chosen))]
+
+
+def _thinned(band: list[tuple[int, Pick]], n: int, *, evenly: bool) -> list[tuple[int, Pick]]:
     """Return the n strongest, or n at equal steps."""
     if not evenly or len(band) <= n:
         return band[:n]
     return [band[place] for place in np.linspace(0, len(band), n, endpoint=False).astype(int)]
 
 
-def _band(example: Example) -> float:
-    return 0.0 if example.band is None else example.band[1]
+def _band(one: tuple[int, Pick]) -> float:
+    return 0.0 if one[1].band is None else one[1].band[1]
 
 
 def _pick(found: Sequence[Codes]) -> tuple[list[int], str]:
@@ -233,13 +245,11 @@ def _pick(found: Sequence[Codes]) -> tuple[list[int], str]:
     largest = np.zeros(d_sae, dtype=np.float32)
     home = np.zeros(d_sae, dtype=np.int64)  # the dataset of the largest magnitude
     for place, codes in enumerate(found):
-        for block in codes.scan():
-            units, values = _active(codes, block)
-            count += np.bincount(units, minlength=d_sae)
-            strongest = np.zeros(d_sae, dtype=np.float32)
-            np.maximum.at(strongest, units, np.abs(values))
-            stronger = strongest > largest
-            largest[stronger], home[stronger] = strongest[stronger], place
+        stats = _statistics(codes)
+        count += stats.count
+        strongest = np.nan_to_num(np.maximum(np.abs(stats.max), np.abs(stats.min)))
+        stronger = strongest > largest
+        largest[stronger], home[stronger] = strongest[stronger], place
     total = sum(len(codes.selection.without_special) for codes in found)
     fit = (count >= _FEWEST_ROWS) & (count <= _LARGEST_SHARE * total)
     rule = f"active in {_FEWEST_ROWS} rows or more and in at most {_LARGEST_SHARE:.0%} of {total:,} rows"
@@ -265,9 +275,9 @@ def _spread(candidates: NDArray[np.int64], homes: NDArray[np.int64]) -> NDArray[
     return candidates[np.argsort(turn, kind="stable")][:_PICKED]
 
 
-def _active(codes: Codes, block: CodeRows) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Return unit and value of every active slot, without rows of special tokens."""
-    held = block.values != 0
-    if codes.positions is not None:
-        held &= ~codes.positions.special(int(block.rows[0]), int(block.rows[-1]) + 1)[:, None]
-    return block.indices[held].astype(np.int64), block.values[held]
+def _statistics(codes: Codes) -> UnitStats:
+    """Return the statistics that are stored, or compute them from the postings."""
+    try:
+        return codes.stats()
+    except MissingError:
+        return codes.where(special=False).stats()
