@@ -153,14 +153,26 @@ class Selection:
         return self.starts[at] + places - self._before[at]
 
     def ranges(self, first: int = 0, stop: int | None = None) -> Ranges:
-        """Return starts and stops of the ranges of chosen rows, `first` to `stop` counted among them."""
+        """Return starts and stops of the ranges of chosen rows, `first` to `stop` counted among them.
+
+        Raises
+        ------
+        InputError
+            There are not so many.
+        """
         stop = len(self) if stop is None else stop
         if not 0 <= first <= stop <= len(self):
             raise InputError(f"rows {first}:{stop} of {self!r} do not exist; it has {len(self):,} rows")
         return part(*self._ranges, self._before, first, stop)
 
     def mask(self, start: int = 0, stop: int | None = None) -> NDArray[np.bool_]:
-        """Return which rows of the axis are chosen: (stop - start,) bool."""
+        """Return which rows of the axis are chosen: (stop - start,) bool.
+
+        Raises
+        ------
+        InputError
+            `start:stop` is not within the axis.
+        """
         stop = self.axis.n_rows if stop is None else stop
         if not 0 <= start <= stop <= self.axis.n_rows:
             raise InputError(f"rows {start}:{stop} do not exist; the axis has {self.axis.n_rows:,} rows")

@@ -156,6 +156,11 @@ class Unit:
             `sample` takes only the strongest row of each sample.
         special : bool
             Whether rows of special tokens count.
+
+        Raises
+        ------
+        InputError
+            n is below 1, or `per` is unknown.
         """
         if n < 1:
             raise InputError(f"n is {n}; ask for at least 1 row")
@@ -180,6 +185,11 @@ class Unit:
             Number of bins between the smallest and the largest activation.
         special : bool
             Whether rows of special tokens count.
+
+        Raises
+        ------
+        InputError
+            bins is below 1.
         """
         if bins < 1:
             raise InputError(f"bins is {bins}; ask for at least 1 bin")
@@ -214,6 +224,11 @@ class Unit:
         -------
         list of Example
             Strongest first.
+
+        Raises
+        ------
+        InputError
+            n is below 1, `per` is unknown, or quantiles do not ascend from 0 to 1.
         """
         picked = self.picks(n, quantiles=quantiles, per=per, special=special)
         places = places_of(self.axis, np.array([pick.row for pick in picked], dtype=np.int64))
@@ -227,7 +242,7 @@ class Unit:
         per: Per = "position",
         special: bool = False,
     ) -> list[Pick]:
-        """Return the rows that `examples` shows, without reading what stands there."""
+        """Return the rows that `examples` shows, without reading what stands there; its parameters and errors."""
         if n < 1:
             raise InputError(f"n is {n}; ask for at least 1 row")
         everything = self.top(max(1, len(self)) if quantiles is not None else n, per=per, special=special)
