@@ -14,7 +14,7 @@ from saestore._nearest import nearest
 from saestore.axis import RowAxis
 from saestore.errors import InputError, MissingError
 from saestore.kernels.ramps import ramps
-from saestore.rows import RowGroup
+from saestore.parts import Stored
 
 SAMPLE = Column("sample", "number", "sample")
 """The place of the sample in the sample table."""
@@ -160,7 +160,7 @@ class Block:
         return self.numbers if self.level == "sample" else self.axis.sample_of(self.numbers)
 
 
-def _kind(group: RowGroup, name: str) -> Kind:
+def _kind(group: Stored, name: str) -> Kind:
     return _KINDS[group.dtype(name).kind]
 
 

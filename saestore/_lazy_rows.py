@@ -17,7 +17,7 @@ from saestore.budget import parse_memory, require_memory
 from saestore.code_rows import Holes, row_blocks
 from saestore.codes import Codes
 from saestore.engine.arrays import Places, as_places, count
-from saestore.rows import RowGroup
+from saestore.parts import Stored
 from saestore.tables import Positions, Samples
 
 Reader = Callable[[Places, Places], NDArray[Any]]
@@ -118,7 +118,7 @@ class DenseActivations:
 class Column:
     """A stored array along the rows of its own group."""
 
-    group: RowGroup
+    group: Stored
     name: str
     holes: Holes = "error"
 
@@ -172,7 +172,7 @@ def _require(rows: int, columns: int, memory: str | int | None, what: str, narro
     )
 
 
-def _stored(group: RowGroup, name: str, rows: Places) -> NDArray[Any]:
+def _stored(group: Stored, name: str, rows: Places) -> NDArray[Any]:
     return group.read(name, rows.start, rows.stop) if isinstance(rows, slice) else group.take(name, rows)
 
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from saestore.errors import InputError
 from saestore.layout import ActivationsKey
+from saestore.parts import Stored, open_on_axis
 from saestore.rows import ArraySpec, Grid, RowGroup
 from saestore.storage import Storage
 
@@ -25,7 +26,7 @@ _CHUNK_ROWS = 1024
 class Activations:
     """Activations of one layer and sample type, (n_rows, d_in)."""
 
-    def __init__(self, group: RowGroup, key: ActivationsKey) -> None:
+    def __init__(self, group: Stored, key: ActivationsKey) -> None:
         self.group = group
         self.key = key
         self.n_rows = group.grid.rows
@@ -37,13 +38,18 @@ class Activations:
 
     @classmethod
     def open(cls, storage: Storage, key: ActivationsKey) -> Activations:
-        """Open stored activations.
+        """Open stored activations, over all parts of the dataset.
 
         Raises
         ------
         MissingError
             None are stored.
         """
+        return cls(open_on_axis(storage, key, lambda part: key.at(part).path), key.at(0))
+
+    @classmethod
+    def open_part(cls, storage: Storage, key: ActivationsKey) -> Activations:
+        """Open stored activations over one part of the dataset (MissingError where there are none)."""
         return cls(RowGroup.open(storage, key.path), key)
 
     def read(self, start: int = 0, stop: int | None = None) -> NDArray[np.float32]:
@@ -71,7 +77,7 @@ def create_activations(
     identity: Mapping[str, Any],
     attributes: Mapping[str, Any] | None = None,
     shard_rows: int | None = None,
-) -> Activations:
+) -> RowGroup:
     """Create the row group of activations, or open it if it was created from the same plan.
 
     Parameters
@@ -90,7 +96,7 @@ def create_activations(
         raise InputError(f"dtype {dtype!r} is unknown; choose from {', '.join(ACTIVATION_DTYPES)}")
     stored = "uint16" if dtype == "bfloat16" else dtype
     chunk_rows = max(1, min(_CHUNK_ROWS, _CHUNK_BYTES // (d_in * np.dtype(stored).itemsize)))
-    group = RowGroup.create(
+    return RowGroup.create(
         storage,
         key.path,
         kind="activations",
@@ -102,7 +108,6 @@ def create_activations(
         identity={"dtype": dtype, **identity},
         attributes={"d_in": d_in, "dtype": dtype, "sample_type": key.sample_type, **(attributes or {})},
     )
-    return Activations(group, key)
 
 
 def shard_rows_for(d_in: int, dtype: str) -> int:

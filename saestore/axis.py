@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from saestore.layout import POSITION_TYPES, ActivationsKey
+from saestore.parts import parts_of
 from saestore.storage import Storage
 from saestore.tables import Positions, Samples
 
@@ -28,16 +29,24 @@ class RowAxis:
     positions: Positions | None
 
     @classmethod
-    def open(cls, storage: Storage, key: ActivationsKey) -> RowAxis:
+    def open(cls, storage: Storage, key: ActivationsKey, *, parts: int | None = None) -> RowAxis:
         """Open the axis that activations, and the codes made from them, lie on.
+
+        Parameters
+        ----------
+        parts : int, optional
+            How many parts of the dataset; default all that are on the axis.
 
         Raises
         ------
         MissingError
             There is no such dataset, or no position axis.
         """
-        positions = Positions.open(storage, key.model_key) if key.sample_type in POSITION_TYPES else None
-        return cls(Samples.open(storage, key.dataset), positions)
+        if key.sample_type not in POSITION_TYPES:
+            return cls(Samples.open(storage, key.dataset, parts=parts), None)
+        positions = Positions.open(storage, key.model_key, parts=parts)
+        # Samples that were appended may be without positions yet.
+        return cls(Samples.open(storage, key.dataset, parts=len(parts_of(positions.group))), positions)
 
     @property
     def n_rows(self) -> int:

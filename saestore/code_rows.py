@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from saestore.errors import InputError
-from saestore.rows import ArraySpec, RowGroup
+from saestore.parts import Stored
+from saestore.rows import ArraySpec
 
 Holes = Literal["error", "nan"]
 
@@ -64,13 +65,13 @@ def index_dtype(d_sae: int) -> np.dtype[Any]:
 
 
 def row_blocks(
-    group: RowGroup, rows: slice | NDArray[np.int64], step: int, holes: Holes
+    group: Stored, rows: slice | NDArray[np.int64], step: int, holes: Holes
 ) -> Iterator[tuple[slice | NDArray[np.int64], slice | NDArray[np.int64]]]:
     """Cut a choice of rows into blocks that are read one at a time.
 
     Parameters
     ----------
-    group : RowGroup
+    group : RowGroup or RowParts
     rows : slice without step, or (n,) int64
         Rows that exist, in any order.
     step : int
@@ -83,24 +84,18 @@ def row_blocks(
     (places, rows)
         Places in the choice, and the rows there: both slices, or both arrays with the rows ascending.
     """
-    written = group.written() if holes == "nan" else None
+    starts, stops = group.written_ranges() if holes == "nan" else (np.array([0]), np.array([group.grid.rows]))
     if isinstance(rows, slice):
-        for shard in [None] if written is None else group.grid.shards(rows.start, rows.stop):
-            if shard is None or written is None:
-                start, stop = rows.start, rows.stop
-            elif written[shard]:
-                whole = group.grid.shard(shard)
-                start, stop = max(rows.start, whole.start), min(rows.stop, whole.stop)
-            else:
-                continue
+        for start, stop in zip(np.maximum(starts, rows.start), np.minimum(stops, rows.stop), strict=True):
             for first in range(start, stop, step):
-                last = min(first + step, stop)
+                last = min(first + step, int(stop))
                 yield slice(first - rows.start, last - rows.start), slice(first, last)
         return
     # Ascending, so that each stored chunk is read for one block, two at most.
     order = np.argsort(rows, kind="stable")
-    if written is not None:
-        order = order[written[rows[order] // group.grid.shard_rows]]
+    if holes == "nan":
+        ranges = np.searchsorted(starts, rows[order], side="right") - 1
+        order = order[(ranges >= 0) & (rows[order] < stops[ranges])] if starts.size else order[:0]
     for first in range(0, order.size, step):
         places = order[first : first + step]
         yield places, rows[places]
@@ -112,6 +107,27 @@ def thin_blocks(block: CodeRows, width: int) -> Iterator[tuple[int, CodeRows]]:
     for start in range(0, len(block.rows), step):
         part = slice(start, start + step)
         yield start, CodeRows(block.rows[part], block.indices[part], block.values[part], block.l0[part])
+
+
+def joined_quality(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return what was measured of several parts of codes: means weighted by the rows, and the fewest dead units."""
+    if len(parts) == 1:
+        return dict(parts[0])
+    rows = sum(part["rows"] for part in parts)
+
+    def mean(name: str) -> float | None:
+        known = [part[name] for part in parts]
+        if any(value is None for value in known):
+            return None
+        return float(sum(part["rows"] * value for part, value in zip(parts, known, strict=True)) / rows)
+
+    dead = [part["dead_units"] for part in parts if part["dead_units"] is not None]
+    return {
+        "rows": rows,
+        "explained_variance": mean("explained_variance"),
+        "l0": mean("l0"),
+        "dead_units": min(dead) if dead else None,
+    }
 
 
 def integers(numbers: Any, what: str) -> NDArray[np.int64]:

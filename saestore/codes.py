@@ -14,13 +14,14 @@ from saestore._expression_tree import Condition
 from saestore.activations import Activations
 from saestore.axis import RowAxis
 from saestore.budget import parse_memory, require_memory
-from saestore.code_rows import CodeRows, Holes, integers, row_blocks, thin_blocks
+from saestore.code_rows import CodeRows, Holes, integers, joined_quality, row_blocks, thin_blocks
 from saestore.errors import HoleError, InputError, MissingError
 from saestore.kernels.densify import densify, unit_lookup
 from saestore.kernels.quantize import as_float32
 from saestore.kernels.ramps import ramps
 from saestore.layout import CodesKey
-from saestore.postings import Postings
+from saestore.parts import RowParts, Stored, open_on_axis, parts_of
+from saestore.postings import CodesPart, Postings
 from saestore.rows import RowGroup
 from saestore.saes.lake import open_lake_sae
 from saestore.selection import SampleChoice, Selection
@@ -70,16 +71,16 @@ class Codes:
     array([4.1, 3.9, 3.2], dtype=float32)
     """
 
-    def __init__(self, group: RowGroup, key: CodesKey, conditions: tuple[Condition, ...] = ()) -> None:
+    def __init__(self, group: Stored, key: CodesKey, conditions: tuple[Condition, ...] = ()) -> None:
         self.group = group
         self.key = key
-        self.k: int = group.attributes["k"]
+        self.k: int = max(part.attributes["k"] for part in parts_of(group) if isinstance(part, RowGroup))
         self.d_sae: int = group.attributes["d_sae"]
         self.run: str = group.attributes["run"]
         self._conditions = conditions
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _reopened, (self.group.storage, self.key, self._conditions)
+        return Codes, (self.group, self.key, self._conditions)
 
     def __repr__(self) -> str:
         of = f"some of {self.group.grid.rows}" if self.is_selection else self.group.grid.rows
@@ -96,19 +97,29 @@ class Codes:
 
     @classmethod
     def open(cls, storage: Storage, key: CodesKey) -> Codes:
-        """Open stored codes.
+        """Open stored codes, over all parts of the dataset.
 
         Raises
         ------
         MissingError
             None are stored.
         """
-        return cls(RowGroup.open(storage, key.path), key)
+        return cls(open_on_axis(storage, key.activations, lambda part: key.at(part).path), key.at(0))
 
     @cached_property
     def axis(self) -> RowAxis:
         """What the rows are."""
-        return RowAxis.open(self.group.storage, self.key.activations)
+        return RowAxis.open(self.group.storage, self.key.activations, parts=len(parts_of(self.group)))
+
+    @property
+    def parts(self) -> list[CodesPart]:
+        """What is stored of these codes, part after part of the dataset."""
+        first_rows = self.group.edges.tolist() if isinstance(self.group, RowParts) else [0]
+        return [
+            CodesPart(self.key.at(number), part, first_rows[number])
+            for number, part in enumerate(parts_of(self.group))
+            if isinstance(part, RowGroup)
+        ]
 
     @property
     def samples(self) -> Samples:
@@ -173,16 +184,21 @@ class Codes:
             There is none, or not of all rows.
         """
         try:
-            rows = self.group.grid.rows
-            return Postings.open(self.group.storage, self.key, run=self.run, rows=rows, d_sae=self.d_sae)
+            found = Postings.open(self.group.storage, self.parts, d_sae=self.d_sae)
         except (MissingError, HoleError):
             self.group.check_present(0, self.group.grid.rows)  # rows that are missing are the reason, if there are such
             raise
+        if isinstance(self.group, RowParts):
+            self.group.check_parts()
+        return found
 
     @property
     def quality(self) -> dict[str, Any]:
-        """Explained variance, mean L0 and dead units, measured on a sample of rows when the codes were made."""
-        return dict(self.group.attributes["quality"])
+        """Explained variance, mean L0 and dead units, measured on a sample of rows when the codes were made.
+
+        Of several parts: means weighted by the rows of the samples, and the fewest dead units of any.
+        """
+        return joined_quality([part.group.attributes["quality"] for part in self.parts])
 
     def rows(self, rows: Rows) -> CodeRows:
         """Return the codes of rows.
@@ -732,10 +748,6 @@ class Codes:
             for name in ("indices", "values", "l0")
         )
         return CodeRows(numbers, indices, as_float32(values), l0)
-
-
-def _reopened(storage: Storage, key: CodesKey, conditions: tuple[Condition, ...]) -> Codes:
-    return Codes(RowGroup.open(storage, key.path), key, conditions)
 
 
 def _count(rows: slice | NDArray[np.int64]) -> int:

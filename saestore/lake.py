@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 from saestore.activations import Activations
+from saestore.code_rows import joined_quality
 from saestore.codes import Codes
 from saestore.errors import InputError, IntegrityError, MissingError
 from saestore.layout import (
@@ -16,6 +17,7 @@ from saestore.layout import (
     CODES,
     DATA,
     FORMAT_VERSION,
+    PARTS,
     POSITIONS,
     SAES,
     SAMPLE_TYPES,
@@ -26,8 +28,10 @@ from saestore.layout import (
     dataset_path,
     is_name,
     sae_path,
+    samples_path,
 )
-from saestore.postings import Segment, n_segments
+from saestore.parts import RowParts, Stored, n_parts, open_on_axis, parts_of
+from saestore.postings import Segment
 from saestore.rows import RowGroup, group_exists
 from saestore.runs import run_records
 from saestore.storage import Storage, claim_document, group_document, open_storage, read_document
@@ -130,7 +134,7 @@ class Lake:
 
     def models(self, dataset: str) -> list[str]:
         """Return the names of the models whose activations of a dataset are stored."""
-        return [name for name in self._children(dataset_path(dataset)) if name != SAMPLES]
+        return [name for name in self._children(dataset_path(dataset)) if name not in (SAMPLES, PARTS)]
 
     def layers(self, dataset: str, model: str) -> list[str]:
         """Return the names of a model's stored layers, shallow ones first."""
@@ -232,30 +236,47 @@ class Lake:
 
         What is damaged does not hide the rest: its note says what is wrong.
         """
-        rows = [self._group_status("sae", sae_path(name), sae=name) for name in self._children(SAES)]
+        rows = [self._axis_status("sae", [sae_path(name)], sae=name) for name in self._children(SAES)]
         for dataset in self.datasets():
-            rows.append(self._group_status("samples", f"{DATA}/{dataset}/{SAMPLES}", dataset=dataset))
+            parts = range(n_parts(self.storage, dataset))
+            rows.append(self._axis_status("samples", [samples_path(dataset, part) for part in parts], dataset=dataset))
             for model in self.models(dataset):
-                path = ModelKey(dataset, model).positions_path
-                rows.append(self._group_status("positions", path, dataset=dataset, model=model))
+                paths = [ModelKey(dataset, model, part).positions_path for part in parts]
+                rows.append(self._axis_status("positions", paths, dataset=dataset, model=model))
         for key in self.activation_keys():
-            rows.append(self._group_status("activations", key.path, **_names(key)))
+            rows.append(self._status_on_axis("activations", key, key))
         for code_key in self.code_keys():
-            rows.append(self._group_status("codes", code_key.path, **_names(code_key)))
+            rows.append(self._status_on_axis("codes", code_key, code_key.activations))
             rows.append(self._postings_status(code_key))
         return [row for row in rows if row is not None]
 
-    def _group_status(self, kind: str, path: str, **names: str) -> GroupStatus | None:
+    def _axis_status(self, kind: str, paths: Sequence[str], **names: str) -> GroupStatus | None:
+        """Return the state of an axis; parts that are still being written count."""
+
+        def opened() -> Stored:
+            groups = [RowGroup.open(self.storage, path) for path in paths if group_exists(self.storage, path)]
+            return RowParts(groups) if len(groups) > 1 else RowGroup.open(self.storage, paths[0])
+
+        return self._group_status(kind, paths[0], opened, **names)
+
+    def _status_on_axis(self, kind: str, key: ActivationsKey | CodesKey, source: ActivationsKey) -> GroupStatus | None:
+        """Return the state of what lies on the axis of activations."""
+
+        def opened() -> Stored:
+            return open_on_axis(self.storage, source, lambda part: key.at(part).path)
+
+        return self._group_status(kind, key.path, opened, **_names(key))
+
+    def _group_status(self, kind: str, path: str, opened: Callable[[], Stored], **names: str) -> GroupStatus | None:
         rows = written = stored_bytes = 0
         state: State = "missing"
         try:
-            document = read_document(self.storage, path)
-            if document is None:
-                return None
-            group = RowGroup.from_document(self.storage, path, document)
+            group = opened()
             rows, written, state = group.grid.rows, group.written_rows(), "partial"
             stored_bytes, note = group.stored_bytes(), _note(group)
             state = "done" if written == rows else "partial"
+        except MissingError:
+            return None
         except IntegrityError as error:
             note = str(error)
         return GroupStatus(
@@ -278,12 +299,10 @@ class Lake:
         try:
             codes = Codes.open(self.storage, key)
             rows = codes.group.grid.rows
-            for number in range(n_segments(rows)):
-                document = read_document(self.storage, key.segment_path(codes.run, number))
+            for path in [path for part in codes.parts for path in part.segment_paths]:
+                document = read_document(self.storage, path)
                 if document is not None:
-                    segment = Segment(
-                        RowGroup.from_document(self.storage, key.segment_path(codes.run, number), document)
-                    )
+                    segment = Segment(RowGroup.from_document(self.storage, path, document))
                     stored_bytes += segment.group.stored_bytes()
                     written += (segment.stop_row - segment.first_row) * segment.group.is_complete
             if not stored_bytes:
@@ -352,20 +371,23 @@ def _layer_order(name: str) -> tuple[int, str]:
     return (int(digits) if digits.isdigit() else 1 << 30, name)
 
 
-def _note(group: RowGroup) -> str:
+def _note(group: Stored) -> str:
     kind = group.attributes["kind"]
     if kind == "activations":
         count = group.flagged(group.array_names[0])
         return f"{count:,} non-finite values" if count else ""
     if kind == "codes":
         notes = []
-        quality = group.attributes.get("quality")
+        parts = [part for part in parts_of(group) if isinstance(part, RowGroup)]
+        measured = [part.attributes["quality"] for part in parts if part.attributes.get("quality")]
+        quality = joined_quality(measured) if measured else None
         if quality and quality["explained_variance"] is not None:
             notes.append(f"explained variance {quality['explained_variance']:.2f}, L0 {quality['l0']:.0f}")
         if not group.attributes.get("l0_exact", True):
             notes.append("l0 counts filled slots, the imported file holds no true number")
         truncated = group.flagged("l0")
         if truncated:
-            notes.append(f"{truncated:,} rows have more than {group.attributes['k']} active units")
+            k = max(part.attributes["k"] for part in parts)
+            notes.append(f"{truncated:,} rows have more than {k} active units")
         return "; ".join(notes)
     return ""

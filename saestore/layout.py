@@ -6,7 +6,7 @@ The normative description is `docs/format.md`; the section numbers in this modul
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from saestore.errors import InputError
@@ -24,6 +24,7 @@ SAES = "saes"
 DATA = "data"
 RUNS = "runs"
 SAMPLES = "samples"
+PARTS = "parts"
 POSITIONS = "positions"
 ACTIVATIONS = "activations"
 CODES = "codes"
@@ -94,21 +95,29 @@ def check_sample_type(sample_type: str) -> str:
 
 @dataclass(frozen=True, order=True)
 class ModelKey:
-    """A model's place under a dataset."""
+    """A model's place under a dataset, or under one part of it.
+
+    part : 0 for the first part, and for the dataset as a whole
+    """
 
     dataset: str
     model: str
+    part: int = 0
 
     def __post_init__(self) -> None:
         check_name(self.dataset, "dataset")
         check_name(self.model, "model")
-        if self.model.lower() == SAMPLES:  # some file systems do not tell cases apart
+        if self.model.lower() in (SAMPLES, PARTS):  # some file systems do not tell cases apart
             raise InputError(f"model name {self.model!r} is taken by the format; choose another")
+
+    def at(self, part: int) -> ModelKey:
+        """Return the same place under another part."""
+        return replace(self, part=part)
 
     @property
     def path(self) -> str:
         """Path of the group."""
-        return f"{DATA}/{self.dataset}/{self.model}"
+        return f"{dataset_path(self.dataset, self.part)}/{self.model}"
 
     @property
     def positions_path(self) -> str:
@@ -124,6 +133,7 @@ class ActivationsKey:
     model: str
     layer: str
     sample_type: str
+    part: int = 0
 
     def __post_init__(self) -> None:
         ModelKey(self.dataset, self.model)
@@ -132,10 +142,14 @@ class ActivationsKey:
             raise InputError(f"layer name {self.layer!r} is taken by the format; choose another")
         check_sample_type(self.sample_type)
 
+    def at(self, part: int) -> ActivationsKey:
+        """Return the same place under another part of the dataset."""
+        return replace(self, part=part)
+
     @property
     def model_key(self) -> ModelKey:
         """The model the layer belongs to."""
-        return ModelKey(self.dataset, self.model)
+        return ModelKey(self.dataset, self.model, self.part)
 
     @property
     def layer_path(self) -> str:
@@ -157,6 +171,7 @@ class CodesKey:
     layer: str
     sae: str
     sample_type: str
+    part: int = 0
 
     def __post_init__(self) -> None:
         ActivationsKey(self.dataset, self.model, self.layer, self.sample_type)
@@ -165,12 +180,16 @@ class CodesKey:
     @classmethod
     def of(cls, source: ActivationsKey, sae: str) -> CodesKey:
         """Return where the codes that an SAE makes of activations lie."""
-        return cls(source.dataset, source.model, source.layer, sae, source.sample_type)
+        return cls(source.dataset, source.model, source.layer, sae, source.sample_type, source.part)
+
+    def at(self, part: int) -> CodesKey:
+        """Return the same place under another part of the dataset."""
+        return replace(self, part=part)
 
     @property
     def activations(self) -> ActivationsKey:
         """The activations that the codes were made from."""
-        return ActivationsKey(self.dataset, self.model, self.layer, self.sample_type)
+        return ActivationsKey(self.dataset, self.model, self.layer, self.sample_type, self.part)
 
     @property
     def sae_path(self) -> str:
@@ -205,14 +224,20 @@ class CodesKey:
         return f"{self.stats_run_path(run)}/{split}{'+special' if special else ''}"
 
 
-def dataset_path(dataset: str) -> str:
-    """Return the path of a dataset's group."""
-    return f"{DATA}/{check_name(dataset, 'dataset')}"
+def dataset_path(dataset: str, part: int = 0) -> str:
+    """Return the path of a dataset's group, or of what was appended to it as one part."""
+    path = f"{DATA}/{check_name(dataset, 'dataset')}"
+    return f"{path}/{PARTS}/{part}" if part else path
 
 
-def samples_path(dataset: str) -> str:
-    """Return the path of a dataset's sample table."""
-    return f"{dataset_path(dataset)}/{SAMPLES}"
+def parts_path(dataset: str) -> str:
+    """Return the path below which the appended parts of a dataset lie, by their numbers from 1."""
+    return f"{dataset_path(dataset)}/{PARTS}"
+
+
+def samples_path(dataset: str, part: int = 0) -> str:
+    """Return the path of the sample table of a dataset, or of one part of it."""
+    return f"{dataset_path(dataset, part)}/{SAMPLES}"
 
 
 def sae_path(sae: str) -> str:

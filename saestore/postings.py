@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,14 +48,49 @@ class UnitEntries:
     values: NDArray[np.float32]
 
 
-class Segment:
-    """The postings of one run of rows."""
+@dataclass(frozen=True)
+class CodesPart:
+    """The codes over one part of a dataset, of which postings are made.
 
-    def __init__(self, group: RowGroup) -> None:
+    first_row : the place of its first row on the axis of the whole dataset
+    """
+
+    key: CodesKey
+    group: RowGroup
+    first_row: int = 0
+
+    @property
+    def run(self) -> str:
+        """The run of the codes as they are stored now."""
+        return cast(str, self.group.attributes["run"])
+
+    @property
+    def k(self) -> int:
+        """Slots per row."""
+        return cast(int, self.group.attributes["k"])
+
+    @property
+    def d_sae(self) -> int:
+        """Units of the SAE."""
+        return cast(int, self.group.attributes["d_sae"])
+
+    @property
+    def segment_paths(self) -> list[str]:
+        """Where the segments of the postings lie."""
+        return [self.key.segment_path(self.run, number) for number in range(n_segments(self.group.grid.rows))]
+
+
+class Segment:
+    """The postings of one run of rows.
+
+    base : the place of the first row of their part on the axis of the whole dataset
+    """
+
+    def __init__(self, group: RowGroup, base: int = 0) -> None:
         self.group = group
         identity = group.attributes["identity"]
-        self.first_row: int = identity["first_row"]
-        self.stop_row: int = identity["stop_row"]
+        self.first_row: int = base + identity["first_row"]
+        self.stop_row: int = base + identity["stop_row"]
 
     @cached_property
     def indptr(self) -> NDArray[np.int64]:
@@ -96,15 +131,8 @@ class Postings:
         self.d_sae = d_sae
 
     @classmethod
-    def open(cls, storage: Storage, key: CodesKey, *, run: str, rows: int, d_sae: int) -> Postings:
-        """Open the postings of codes.
-
-        Parameters
-        ----------
-        run : str
-            The run of the codes as they are stored now.
-        rows, d_sae : int
-            Of the codes.
+    def open(cls, storage: Storage, parts: Sequence[CodesPart], *, d_sae: int) -> Postings:
+        """Open the postings of codes over all parts of a dataset.
 
         Raises
         ------
@@ -113,24 +141,26 @@ class Postings:
         HoleError
             Postings of some rows were never built.
         """
-        paths = [key.segment_path(run, number) for number in range(n_segments(rows))]
-        documents = together(lambda path: read_document(storage, path), paths)
-        missing = [number for number, document in enumerate(documents) if document is None]
-        if len(missing) == len(paths):
-            older = [name for name in storage.names(key.units_path) if name != run]
+        places = [(part, number, path) for part in parts for number, path in enumerate(part.segment_paths)]
+        documents = together(lambda place: read_document(storage, place[2]), places)
+        missing = [place for place, document in zip(places, documents, strict=True) if document is None]
+        key = parts[0].key
+        if len(missing) == len(places):
+            older = [name for name in storage.names(key.units_path) if name != parts[0].run]
             raise MissingError(
                 f"{key.path} has {'only the postings of older codes' if older else 'no postings'}, which unit queries "
                 f"read; build them: saestore index --datasets {key.dataset}"
             )
         if missing:
-            first = missing[0] * SEGMENT_ROWS
+            part, number, _ = missing[0]
+            rows = segment_rows(number, part.group.grid.rows)
             raise HoleError(
-                f"rows {first} to {min(first + SEGMENT_ROWS, rows) - 1} of {key.path} have no postings; "
-                f"build them: saestore index --datasets {key.dataset}"
+                f"rows {part.first_row + rows.start} to {part.first_row + rows.stop - 1} of {key.path} have no "
+                f"postings; build them: saestore index --datasets {key.dataset}"
             )
         segments = [
-            Segment(RowGroup.from_document(storage, path, document))
-            for path, document in zip(paths, documents, strict=True)
+            Segment(RowGroup.from_document(storage, path, document), part.first_row)
+            for (part, _, path), document in zip(places, documents, strict=True)
             if document is not None
         ]
         return cls(segments, d_sae)
@@ -221,42 +251,33 @@ def segment_rows(number: int, rows: int) -> slice:
 
 
 def create_segment(
-    storage: Storage,
-    key: CodesKey,
-    number: int,
-    *,
-    run: str,
-    rows: slice,
-    counts: NDArray[np.int64],
-    values: np.dtype[Any],
-    dtype: str,
-    attributes: Mapping[str, Any],
+    codes: CodesPart, number: int, *, counts: NDArray[np.int64], attributes: Mapping[str, Any]
 ) -> Segment:
     """Create the row group of a segment, or open it if it is there.
 
     Parameters
     ----------
-    rows : slice
-        Its rows.
     counts : (d_sae,) int64
-        Entries of each unit.
-    values : dtype
-        Of the stored values; `dtype` names what they are.
+        Entries of each unit in its rows.
     """
     total = int(counts.sum())
+    rows = segment_rows(number, codes.group.grid.rows)
     indptr = np.append(0, np.cumsum(counts)).astype(np.uint32 if total < 2**32 else np.uint64)
+    dtype = str(codes.group.attributes["dtype"])
     group = RowGroup.create(
-        storage,
-        key.segment_path(run, number),
+        codes.group.storage,
+        codes.segment_paths[number],
         kind="postings",
         axis="entry",
         # An axis cannot be empty: where no unit is active there is one entry that belongs to none.
         grid=Grid.plan(max(1, total), shard_rows=SHARD_ENTRIES, chunk_rows=CHUNK_ENTRIES),
         arrays=[
             ArraySpec("row_gaps", "uint32", codec="bitshuffle", level=1),  # level 3 takes half as long again for 0.3 %
-            ArraySpec("values", str(values), codec="bitshuffle", attributes={"saestore_dtype": dtype}),
+            ArraySpec(
+                "values", str(codes.group.dtype("values")), codec="bitshuffle", attributes={"saestore_dtype": dtype}
+            ),
         ],
-        identity={"codes": run, "first_row": rows.start, "stop_row": rows.stop},
+        identity={"codes": codes.run, "first_row": rows.start, "stop_row": rows.stop},
         whole={"indptr": (indptr, ("unit_edge",))},
         attributes={"d_sae": len(counts), "dtype": dtype, **attributes},
     )

@@ -40,7 +40,7 @@ from saestore.storage import (
     read_document,
 )
 
-__all__ = ["LEDGER_FIELDS", "ArraySpec", "Entry", "Grid", "RowGroup", "group_exists"]
+__all__ = ["LEDGER_FIELDS", "ArraySpec", "Entry", "Grid", "RowGroup", "as_ranges", "group_exists"]
 
 _ENTRY = np.dtype("<u8")
 _CONCURRENT_READS = 16
@@ -222,6 +222,11 @@ class RowGroup:
                 present[int(parts[1])] = True
         return present
 
+    def written_ranges(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return where the rows that are in the ledger begin and end, from one listing: ascending, (m,) int64 each."""
+        edges = np.flatnonzero(np.diff(self.written(), prepend=False, append=False))
+        return edges[::2] * self.grid.shard_rows, np.minimum(edges[1::2] * self.grid.shard_rows, self.grid.rows)
+
     def missing_shards(self) -> list[int]:
         """Return the shards that are not in the ledger."""
         return [int(shard) for shard in np.flatnonzero(~self.written())]
@@ -370,9 +375,7 @@ class RowGroup:
         if rows.min() < 0 or rows.max() >= self.grid.rows:
             wrong = rows[(rows < 0) | (rows >= self.grid.rows)][0]
             raise InputError(f"{self.path} has {self.grid.rows} {self._plural}; number {wrong} was asked for")
-        unique, inverse = np.unique(rows, return_inverse=True)
-        breaks = np.flatnonzero(np.diff(unique) > 1)
-        starts, stops = unique[np.append(0, breaks + 1)], unique[np.append(breaks, unique.size - 1)] + 1
+        starts, stops, inverse = as_ranges(rows)
         return self.read_ranges(name, starts, stops)[inverse]
 
     def read_ranges(self, name: str, starts: NDArray[np.int64], stops: NDArray[np.int64]) -> NDArray[Any]:
@@ -403,6 +406,11 @@ class RowGroup:
     def dtype(self, name: str) -> np.dtype[Any]:
         """Return the dtype that an array is stored in."""
         return self._arrays[name].dtype
+
+    def width(self, name: str) -> int:
+        """Return the length of an array's second axis; 0 where it has none."""
+        shape = self._documents[name]["shape"] if name in self._arrays else []
+        return int(shape[1]) if len(shape) > 1 else 0
 
     def whole(self, name: str) -> NDArray[Any]:
         """Read a small array off the axis.
@@ -457,6 +465,15 @@ class RowGroup:
 
     def _ledger_key(self, shard: int) -> str:
         return f"{self.path}/{LEDGER}/c.{shard}.0.0"
+
+
+def as_ranges(
+    rows: NDArray[np.integer[Any]],
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Return chosen rows as ranges, ascending and disjoint, and the place of each row among the rows of these."""
+    unique, inverse = np.unique(np.asarray(rows, dtype=np.int64), return_inverse=True)
+    breaks = np.flatnonzero(np.diff(unique) > 1)
+    return unique[np.append(0, breaks + 1)], unique[np.append(breaks, unique.size - 1)] + 1, inverse
 
 
 def group_exists(storage: Storage, path: str) -> bool:

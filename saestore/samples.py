@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
@@ -105,21 +106,29 @@ class SampleTable:
         """The first `n` samples (all, if there are fewer); every concept stays."""
         if n < 1:
             raise InputError(f"limit {n}; expected a positive number of samples")
+        return self[:n]
+
+    def __getitem__(self, places: slice) -> SampleTable:
+        """Return consecutive samples; every concept stays."""
         return replace(
             self,
-            ids=self.ids[:n],
-            contents=self.contents[:n],
-            split=self.split[:n],
-            columns={name: values[:n] for name, values in self.columns.items()},
-            concepts=self.concepts[:n],
+            ids=self.ids[places],
+            contents=self.contents[places],
+            split=self.split[places],
+            columns={name: values[places] for name, values in self.columns.items()},
+            concepts=self.concepts[places],
         )
 
     def digest(self) -> str:
         """SHA-256 (hex) of ids, contents, splits, columns and labels.
 
         Of an image the bytes of its file count, not its path, so a dataset may be moved; a file that
-        does not exist counts as absent. Reads every image.
+        does not exist counts as absent. Reads every image, once.
         """
+        return self._digest
+
+    @cached_property
+    def _digest(self) -> str:
         total = hashlib.sha256()
 
         def add(*parts: bytes) -> None:

@@ -9,10 +9,11 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from saestore.errors import InputError, MissingError
+from saestore.errors import ConflictError, InputError, MissingError
 from saestore.kernels.ramps import ramps
 from saestore.layout import LEDGER, SPLITS, ModelKey, check_column, samples_path
-from saestore.rows import ArraySpec, Grid, RowGroup
+from saestore.parts import Stored, check_appended, n_parts, open_axis, parts_of
+from saestore.rows import ArraySpec, Grid, RowGroup, group_exists
 from saestore.samples import SampleTable
 from saestore.storage import Storage
 
@@ -27,7 +28,7 @@ _POSITION_CHUNK = 16_384
 class Samples:
     """The stored sample table of one dataset."""
 
-    def __init__(self, group: RowGroup, dataset: str) -> None:
+    def __init__(self, group: Stored, dataset: str) -> None:
         self.group = group
         self.dataset = dataset
         self.kind: str = group.attributes["content"]
@@ -38,24 +39,29 @@ class Samples:
         return self.group.grid.rows
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Samples.open, (self.group.storage, self.dataset)
+        return Samples, (self.group, self.dataset)
 
     @classmethod
-    def open(cls, storage: Storage, dataset: str) -> Samples:
-        """Open the samples of a dataset.
+    def open(cls, storage: Storage, dataset: str, *, parts: int | None = None) -> Samples:
+        """Open the samples of a dataset, all parts of it or the first ones.
 
         Raises
         ------
         MissingError
             The lake has no such dataset.
         """
+        count = n_parts(storage, dataset) if parts is None else parts
         try:
-            group = RowGroup.open(storage, samples_path(dataset))
+            return cls(open_axis(storage, [samples_path(dataset, part) for part in range(count)]), dataset)
         except MissingError:
             raise MissingError(
                 f"the lake {storage.url} has no dataset {dataset!r}; extract or import it first"
             ) from None
-        return cls(group, dataset)
+
+    @classmethod
+    def open_part(cls, storage: Storage, dataset: str, part: int) -> Samples:
+        """Open the samples of one part of a dataset (MissingError where there is none)."""
+        return cls(RowGroup.open(storage, samples_path(dataset, part)), dataset)
 
     @property
     def digest(self) -> str:
@@ -140,13 +146,68 @@ class Samples:
         return "text" if self.kind == "text" else "path"
 
 
-def write_samples(storage: Storage, dataset: str, table: SampleTable) -> Samples:
-    """Store a sample table, or open it if the same one is stored already.
+def stored_parts(storage: Storage, dataset: str) -> list[Samples]:
+    """Return the sample tables of the parts of a dataset, that which is being written included; none without it."""
+    parts: list[Samples] = []
+    for part in range(n_parts(storage, dataset)):
+        if not group_exists(storage, samples_path(dataset, part)):
+            break
+        parts.append(Samples.open_part(storage, dataset, part))
+    return parts
+
+
+def table_parts(storage: Storage, dataset: str, table: SampleTable) -> list[SampleTable]:
+    """Cut a sample table where the stored parts of the dataset end; what is new is the last piece.
+
+    So a table that has grown at its end is the stored one and a part more. Nothing is written.
 
     Raises
     ------
     ConflictError
-        The dataset exists with other samples.
+        The table is not one that has grown: it begins with other samples than those that are stored.
+    """
+    pieces: list[SampleTable] = []
+    start = 0
+    for stored in stored_parts(storage, dataset):
+        if start >= len(table):
+            break
+        piece = table[start : start + len(stored)]
+        if piece.digest() != stored.digest:
+            where = f"samples {start:,} to {start + len(stored) - 1:,} of dataset {dataset!r}"
+            raise ConflictError(
+                f"{where} are stored and the table has others there ({_first_difference(stored, piece)}); samples "
+                "can be added at the end only: store this table under another dataset name"
+            )
+        pieces.append(piece)
+        start += len(piece)
+    return [*pieces, table[start:]] if start < len(table) else pieces
+
+
+def _first_difference(stored: Samples, piece: SampleTable) -> str:
+    """Return in what a table differs from a stored one, by the cheapest that tells."""
+    if len(stored) != len(piece):
+        return f"{len(stored):,} samples against {len(piece):,}"
+    for name, known, given in (("id", stored.ids, piece.ids), ("split", stored.split, piece.split)):
+        differing = np.flatnonzero(known != np.asarray(given, dtype=object))
+        if differing.size:
+            place = differing[0]
+            return f"the {name} of number {place} is {known[place]!r}, and {given[place]!r} in the table"
+    for what, names, others in (
+        ("columns", stored.column_names, tuple(piece.columns)),
+        ("concepts", stored.concept_names, piece.concept_names),
+    ):
+        if sorted(names) != sorted(others):
+            return f"{what} {list(names)[:5]} against {list(others)[:5]}"
+    return "contents, columns or labels differ"
+
+
+def write_samples(storage: Storage, dataset: str, table: SampleTable, part: int = 0) -> Samples:
+    """Store the sample table of a part of a dataset, or open it if the same one is stored already.
+
+    Raises
+    ------
+    ConflictError
+        The part exists with other samples, or the table has other columns or concepts than the parts before it.
     InputError
         The dataset's or a column's name cannot be stored.
     """
@@ -177,19 +238,22 @@ def write_samples(storage: Storage, dataset: str, table: SampleTable) -> Samples
         )
         for name, values in arrays.items()
     ]
+    about: dict[str, Any] = {
+        "content": table.kind,
+        "columns": list(table.columns),
+        "concept_names": list(table.concept_names),
+    }
+    if part:
+        check_appended(storage, samples_path(dataset), about)
     group = RowGroup.create(
         storage,
-        samples_path(dataset),
+        samples_path(dataset, part),
         kind="samples",
         axis="sample",
         grid=Grid.plan(len(table.ids), shard_rows=_SAMPLE_SHARD, chunk_rows=_SAMPLE_CHUNK),
         arrays=specs,
         identity={"digest": table.digest()},
-        attributes={
-            "content": table.kind,
-            "columns": list(table.columns),
-            "concept_names": list(table.concept_names),
-        },
+        attributes=about,
     )
     _write_all(group, arrays)
     return Samples(group, dataset)
@@ -198,7 +262,7 @@ def write_samples(storage: Storage, dataset: str, table: SampleTable) -> Samples
 class Positions:
     """The position axis of one model over one dataset: which rows belong to which sample, and what they are."""
 
-    def __init__(self, group: RowGroup, key: ModelKey) -> None:
+    def __init__(self, group: Stored, key: ModelKey) -> None:
         self.group = group
         self.key = key
 
@@ -206,17 +270,23 @@ class Positions:
         return int(self.offsets[-1])
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Positions.open, (self.group.storage, self.key)
+        return Positions, (self.group, self.key)
 
     @classmethod
-    def open(cls, storage: Storage, key: ModelKey) -> Positions:
-        """Open the positions of a model over a dataset.
+    def open(cls, storage: Storage, key: ModelKey, *, parts: int | None = None) -> Positions:
+        """Open the positions of a model over a dataset, all parts of it or the first ones.
 
         Raises
         ------
         MissingError
             None are stored.
         """
+        count = n_parts(storage, key.dataset) if parts is None else parts
+        return cls(open_axis(storage, [key.at(part).positions_path for part in range(count)]), key.at(0))
+
+    @classmethod
+    def open_part(cls, storage: Storage, key: ModelKey) -> Positions:
+        """Open the positions over one part of a dataset (MissingError where there are none)."""
         return cls(RowGroup.open(storage, key.positions_path), key)
 
     @property
@@ -227,7 +297,10 @@ class Positions:
     @cached_property
     def offsets(self) -> NDArray[np.int64]:
         """First row of each sample, and the number of rows: (n_samples + 1,)."""
-        return self.group.whole("offsets")
+        whole = [part.whole("offsets") for part in parts_of(self.group) if isinstance(part, RowGroup)]
+        if len(whole) == 1:
+            return whole[0]
+        return np.append(0, np.cumsum(np.concatenate([np.diff(offsets) for offsets in whole])))
 
     def sample_of(self, rows: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
         """Return the place of the sample that each row belongs to."""

@@ -45,6 +45,7 @@ from saestore.layout import (
     SAMPLES,
     ActivationsKey,
     CodesKey,
+    ModelKey,
     samples_path,
 )
 from saestore.selection import SampleChoice, Selection
@@ -390,19 +391,15 @@ class _Axes:
 
     def __init__(self, storage: Storage) -> None:
         self.storage = storage
-        self._samples: dict[str, Samples] = {}
-        self._positions: dict[Any, Positions] = {}
+        self._opened: dict[tuple[ModelKey, bool], RowAxis] = {}
 
     def of(self, key: CodesKey | ActivationsKey) -> tuple[Samples, Positions | None]:
         """Return what the rows of a group are: samples, and the position axis where they are positions."""
-        model = (key.activations if isinstance(key, CodesKey) else key).model_key
-        if key.dataset not in self._samples:
-            self._samples[key.dataset] = Samples.open(self.storage, key.dataset)
-        if key.sample_type not in POSITION_TYPES:
-            return self._samples[key.dataset], None
-        if model not in self._positions:
-            self._positions[model] = Positions.open(self.storage, model)
-        return self._samples[key.dataset], self._positions[model]
+        source = key.activations if isinstance(key, CodesKey) else key
+        known = source.model_key, source.sample_type in POSITION_TYPES
+        if known not in self._opened:
+            self._opened[known] = RowAxis.open(self.storage, source)
+        return self._opened[known].samples, self._opened[known].positions
 
 
 def _locate(url: str | os.PathLike[str], storage_options: Mapping[str, Any] | None) -> tuple[Storage, str]:

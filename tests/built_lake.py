@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,9 @@ from saestore.tables import write_positions, write_samples
 LENGTHS = (5, 0, 9, 1, 14, 3, 7)
 """Positions of each sample; the second sample is an empty text."""
 
+CUTS = ((), (3, 4))
+"""Samples where the parts of a lake begin: one part, and three."""
+
 QUALITY = {"explained_variance": 0.9, "l0": 5.0, "dead_units": 3, "rows": 100}
 
 
@@ -34,6 +38,9 @@ class KnownCodes:
     values: NDArray[np.float16]
     l0: NDArray[np.uint32]
     dense: NDArray[np.float32]
+
+    def __getitem__(self, rows: slice) -> KnownCodes:
+        return KnownCodes(self.indices[rows], self.values[rows], self.l0[rows], self.dense[rows])
 
 
 @dataclass(frozen=True, repr=False)
@@ -49,6 +56,7 @@ class BuiltLake:
     means: KnownCodes
     activations: NDArray[np.float32]
     options: Mapping[str, Any] = field(default_factory=dict)
+    cuts: Sequence[int] = ()
 
     @property
     def storage(self) -> Storage:
@@ -60,6 +68,14 @@ class BuiltLake:
 
     def codes(self, sample_type: str = "token") -> Codes:
         return Codes.open(self.storage, CodesKey("d", "m", "layer_3", "s", sample_type))
+
+    def write_codes(self, key: CodesKey, known: KnownCodes, *, dtype: str = "float16") -> Codes:
+        """Write other codes of the rows, part by part."""
+        edges = [0, *self.cuts, len(LENGTHS)]
+        for part, (first, last) in enumerate(itertools.pairwise(edges)):
+            rows = slice(self.offsets[first], self.offsets[last]) if key.sample_type == "token" else slice(first, last)
+            write_codes(self.storage, key.at(part), known[rows], dtype=dtype)
+        return Codes.open(self.storage, key)
 
     def url(self, *parts: str) -> str:
         return "/".join([self.storage.url.rstrip("/"), *parts])
@@ -138,7 +154,7 @@ def write_activations(
     rows, d_in = dense.shape
     group = create_activations(
         storage, key, rows=rows, d_in=d_in, dtype=dtype, identity={"source": "test"}, attributes={}
-    ).group
+    )
     for shard in range(group.grid.n_shards):
         if shard not in holes:
             group.write_shard(shard, {"activations": stored[group.grid.shard(shard)]}, flagged={"activations": 2})
@@ -168,9 +184,13 @@ def build(
     d_sae: int = 50,
     k: int = 4,
     holes: Collection[int] = (),
+    cuts: Sequence[int] = (),
     seed: int = 0,
 ) -> BuiltLake:
-    """Make the lake, with postings; `holes` are shards of 16 token rows that are not written."""
+    """Make the lake, with postings.
+
+    `holes` are shards of 16 token rows that are not written; `cuts` are the samples where its parts begin.
+    """
     lake = Lake.create(url, storage_options=options)
     storage, rng = lake.storage, np.random.default_rng(seed)
     offsets = np.concatenate([[0], np.cumsum(LENGTHS)]).astype(np.int64)
@@ -179,20 +199,26 @@ def build(
     special[offsets[:-1][np.array(LENGTHS) > 0]] = True
     token_id = rng.integers(0, 30_000, n).astype(np.uint32)
     table = sample_table(len(LENGTHS))
-    write_samples(storage, "d", table)
-    write_positions(
-        storage,
-        ModelKey("d", "m"),
-        offsets=offsets,
-        arrays={"special": special, "token_id": token_id},
-        digest="0" * 64,
-        attributes={"tokenizer": "t"},
-    )
     tokens, means = top_k(sparse_rows(n, d_sae, seed), k), top_k(sparse_rows(len(LENGTHS), d_sae, seed + 1), k)
-    write_codes(storage, CodesKey("d", "m", "layer_3", "s", "token"), tokens, holes=holes)
-    write_codes(storage, CodesKey("d", "m", "layer_3", "s", "mean"), means)
     activations = rng.integers(-64, 64, (n, 6)).astype(np.float32) / 8
-    write_activations(storage, ActivationsKey("d", "m", "layer_3", "token"), activations, "bfloat16")
-    write_activations(storage, ActivationsKey("d", "m", "layer_3", "mean"), activations[: len(LENGTHS)], "float16")
+    for part, (first, last) in enumerate(itertools.pairwise([0, *cuts, len(LENGTHS)])):
+        rows, samples = slice(int(offsets[first]), int(offsets[last])), slice(first, last)
+        write_samples(storage, "d", table[samples], part)
+        write_positions(
+            storage,
+            ModelKey("d", "m", part),
+            offsets=offsets[first : last + 1] - offsets[first],
+            arrays={"special": special[rows], "token_id": token_id[rows]},
+            digest=f"{part}" * 64,
+            attributes={"tokenizer": "t"},
+        )
+        codes, layer = (
+            CodesKey("d", "m", "layer_3", "s", "token", part),
+            ActivationsKey("d", "m", "layer_3", "token", part),
+        )
+        write_codes(storage, codes, tokens[rows], holes=holes)
+        write_codes(storage, replace(codes, sample_type="mean"), means[samples])
+        write_activations(storage, layer, activations[rows], "bfloat16")
+        write_activations(storage, replace(layer, sample_type="mean"), activations[: len(LENGTHS)][samples], "float16")
     index(storage, list(lake.code_keys()), quiet=True)
-    return BuiltLake(lake, table, offsets, special, token_id, tokens, means, activations, dict(options or {}))
+    return BuiltLake(lake, table, offsets, special, token_id, tokens, means, activations, dict(options or {}), cuts)

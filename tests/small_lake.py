@@ -115,7 +115,7 @@ def add_activations(
         identity={"source": "test"},
         attributes={"saelens_hook_name": hook},
         shard_rows=shard_rows,
-    ).group
+    )
     for shard in range(group.grid.n_shards):
         if shard not in holes:
             rows = group.grid.shard(shard)

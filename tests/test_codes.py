@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from built_lake import LENGTHS, QUALITY, BuiltLake, build, sample_table, sparse_rows, top_k, write_codes
+from built_lake import CUTS, LENGTHS, QUALITY, BuiltLake, build, sample_table, sparse_rows, top_k, write_codes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -25,9 +25,9 @@ from saestore.tables import write_samples
 TOKENS = sum(LENGTHS)
 
 
-@pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> BuiltLake:
-    return build(str(tmp_path_factory.mktemp("codes") / "lake"))
+@pytest.fixture(scope="module", params=CUTS, ids=["one part", "three parts"])
+def built(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> BuiltLake:
+    return build(str(tmp_path_factory.mktemp("codes") / "lake"), cuts=request.param)
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def test_the_content_of_the_oracle_is_worth_reading(built: BuiltLake) -> None:
 def test_attributes(built: BuiltLake) -> None:
     codes = built.codes()
     assert (len(codes), codes.n_rows, codes.k, codes.d_sae) == (TOKENS, TOKENS, 4, 50)
-    assert codes.quality == QUALITY
+    assert codes.quality == {**QUALITY, "rows": 100 * (1 + len(built.cuts))}
     assert "39 rows, 50 units, k 4" in repr(codes)
 
 

@@ -6,7 +6,7 @@ from typing import get_args
 
 import numpy as np
 import pytest
-from built_lake import BuiltLake, build, top_k, write_codes
+from built_lake import CUTS, BuiltLake, build, top_k
 
 from saestore import joining
 from saestore.codes import Codes
@@ -18,12 +18,12 @@ from saestore.layout import CodesKey
 KINDS = get_args(Reduction)
 
 
-@pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> BuiltLake:
-    built = build(str(tmp_path_factory.mktemp("joining") / "lake"))
+@pytest.fixture(scope="module", params=CUTS, ids=["one part", "three parts"])
+def built(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> BuiltLake:
+    built = build(str(tmp_path_factory.mktemp("joining") / "lake"), cuts=request.param)
     rng = np.random.default_rng(5)
     signed = rng.choice([0, 0, -1.5, -0.25, 2.0], (len(built.tokens.dense), 4)).astype(np.float32)
-    write_codes(built.storage, CodesKey("d", "m", "layer_3", "signed", "token"), top_k(signed, 4))
+    built.write_codes(CodesKey("d", "m", "layer_3", "signed", "token"), top_k(signed, 4))
     return built
 
 
@@ -84,7 +84,7 @@ def test_what_lies_on_one_axis_needs_no_join(built: BuiltLake) -> None:
 
 
 def test_other_texts_are_another_axis(built: BuiltLake, tmp_path_factory: pytest.TempPathFactory) -> None:
-    other = build(str(tmp_path_factory.mktemp("other") / "lake")).codes("mean")
+    other = build(str(tmp_path_factory.mktemp("other") / "lake"), cuts=built.cuts).codes("mean")
     same_rows(built.codes("mean"), other)  # the same table, in another lake
     object.__setattr__(other.axis.samples.group, "attributes", {"identity": {"digest": "else"}})
     with pytest.raises(InputError, match="different axes"):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from built_lake import BuiltLake, build, top_k, write_codes
+from built_lake import CUTS, BuiltLake, build, top_k, write_codes
 from numpy.typing import NDArray
 
 from saestore import codes as codes_module
@@ -22,9 +22,9 @@ from saestore.units import Unit
 from saestore.xarray_engine import to_xarray
 
 
-@pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> BuiltLake:
-    return build(str(tmp_path_factory.mktemp("units") / "lake"))
+@pytest.fixture(scope="module", params=CUTS, ids=["one part", "three parts"])
+def built(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> BuiltLake:
+    return build(str(tmp_path_factory.mktemp("units") / "lake"), cuts=request.param)
 
 
 def busiest(built: BuiltLake) -> int:

@@ -120,6 +120,9 @@ def import_(
     samples: Annotated[
         str | None, typer.Option(metavar="NAME", help="The samples: a catalog name, a table or a folder.")
     ] = None,
+    append: Annotated[
+        bool, typer.Option("--append", help="The rows are of new samples, which follow those of the dataset.")
+    ] = False,
     hook_name: Annotated[str | None, typer.Option(help="SAELens' hook; encode compares it with the SAE's.")] = None,
     dtype: Annotated[str | None, typer.Option(metavar="DTYPE", help="Stored as this; default the file's.")] = None,
     postings: Postings = True,
@@ -133,6 +136,8 @@ def import_(
       saestore import lake clevr_layer22.pt --dataset CLEVR --model clip --layer 22 \\
           --sample-type patch --per-sample 256
       saestore import lake codes.pt --sae clip-scope-22 --dataset CLEVR --model clip --layer 22 \\
+          --sample-type patch --per-sample 256
+      saestore import lake more.pt --append --dataset CLEVR --model clip --layer 22 \\
           --sample-type patch --per-sample 256
     """
     perform(
@@ -150,6 +155,7 @@ def import_(
             per_sample=per_sample,
             offsets=offsets,
             samples=samples,
+            append=append,
             hook_name=hook_name,
             dtype=dtype,
             postings=postings,

@@ -52,7 +52,7 @@ class EncodeJob:
         self.weights = weights
         self.config = weights.config
         self.key = CodesKey.of(source, weights.name)
-        self.activations = Activations.open(lake.storage, source)
+        self.activations = Activations.open_part(lake.storage, source)
         self.options = options
         self._check_activations()
         self.target = self._find_target(lake)
@@ -119,7 +119,7 @@ class EncodeJob:
     @cached_property
     def offsets(self) -> NDArray[np.int64]:
         """The first row of each sample, and the number of rows: (n_samples + 1,)."""
-        return Positions.open(self.storage, self.activations.key.model_key).offsets
+        return Positions.open_part(self.storage, self.activations.key.model_key).offsets
 
     @property
     def sampled_rows(self) -> int:
@@ -140,7 +140,7 @@ class EncodeJob:
         rows = np.unique((starts[:, None] + np.arange(_SAMPLE_RUN_ROWS)).ravel())
         rows = rows[rows < n]
         if self.key.sample_type in POSITION_TYPES:
-            special = Positions.open(self.storage, self.activations.key.model_key).group.take("special", rows)
+            special = Positions.open_part(self.storage, self.activations.key.model_key).group.take("special", rows)
             rows = rows[~special] if not special.all() else rows
         count = min(len(rows), self._checked_rows)
         return rows[np.linspace(0, len(rows) - 1, count).astype(np.int64)]
@@ -208,7 +208,9 @@ class EncodeJob:
         for key in lake.activation_keys(here.dataset):
             if (key.model, key.sample_type) != (here.model, here.sample_type):
                 continue
-            found = Activations.open(lake.storage, key)
+            if not group_exists(lake.storage, key.at(here.part).path):
+                continue
+            found = Activations.open_part(lake.storage, key.at(here.part))
             hook = found.group.attributes.get("saelens_hook_name")
             is_output = hook is not None and hook == self.config.hook_name_out and found.d_in == self.config.d_out
             if is_output and found.group.is_complete and not found.group.flagged(ARRAY):
@@ -290,7 +292,7 @@ def is_of_model(storage: Storage, key: ActivationsKey, name: str) -> bool:
     """Whether activations are of a model by that name; its owner on a hub (`google/`) is left out of account."""
     known = [key.model]
     if group_exists(storage, key.model_key.positions_path):
-        known.append(Positions.open(storage, key.model_key).group.attributes.get("model_id") or key.model)
+        known.append(Positions.open_part(storage, key.model_key).group.attributes.get("model_id") or key.model)
     return _bare(name) in map(_bare, known)
 
 
@@ -298,7 +300,7 @@ def _lacks_first_special(storage: Storage, key: ActivationsKey) -> bool:
     """Whether some text's first token was not added by the tokenizer; only the first texts are looked at."""
     if key.sample_type != "token":
         return False
-    positions = Positions.open(storage, key.model_key)
+    positions = Positions.open_part(storage, key.model_key)
     starts, stops = positions.offsets[:-1][:_TEXTS_LOOKED_AT], positions.offsets[1:][:_TEXTS_LOOKED_AT]
     first = starts[stops > starts]
     return first.size > 0 and not positions.group.take("special", first).all()

@@ -74,7 +74,7 @@ def matching(lake: Lake, weights: LakeWeights, wanted: Wanted) -> tuple[list[Act
     ]
     candidates, chosen = chosen, [key for key in chosen if _belongs(lake, key, weights, wanted)]
     if candidates and not chosen and wanted.layers is not None:
-        held = Activations.open(lake.storage, candidates[0]).group.attributes.get("saelens_hook_name")
+        held = Activations.open_part(lake.storage, candidates[0]).group.attributes.get("saelens_hook_name")
         raise InputError(
             f"SAE {weights.name} was trained on {weights.config.hook_name}, {candidates[0].path} holds "
             f"{held or candidates[0].layer}; "
@@ -82,7 +82,7 @@ def matching(lake: Lake, weights: LakeWeights, wanted: Wanted) -> tuple[list[Act
         )
     if wanted.layers is None:
         # Two models may name a layer alike; where nothing has the right width, the widths are the error to report.
-        fitting = [key for key in chosen if Activations.open(lake.storage, key).d_in == weights.config.d_in]
+        fitting = [key for key in chosen if Activations.open_part(lake.storage, key).d_in == weights.config.d_in]
         chosen = fitting or chosen
     chosen = _of_one_model(lake, chosen, weights)
     places = sorted({f"{key.model}/{key.layer}" for key in chosen})
@@ -145,7 +145,7 @@ def _of_one_model(lake: Lake, keys: list[ActivationsKey], weights: LakeWeights) 
 def _belongs(lake: Lake, key: ActivationsKey, weights: LakeWeights, wanted: Wanted) -> bool:
     """Whether an SAE was trained on this layer, as far as both say."""
     config, named = weights.config, wanted.layers is not None
-    attributes = Activations.open(lake.storage, key).group.attributes
+    attributes = Activations.open_part(lake.storage, key).group.attributes
     hook = attributes.get("saelens_hook_name")
     if config.hook_name is None:
         return named or int(attributes["d_in"]) == config.d_in

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from saestore.activations import Activations
 from saestore.budget import readable_bytes, return_freed_memory
 from saestore.encoding.groups import Failures, Group, grouped, tasks
 from saestore.encoding.job import EncodeJob, EncodeOptions
@@ -23,9 +24,11 @@ from saestore.engine.resources import release
 from saestore.engine.run import run_tasks
 from saestore.errors import InputError, MissingError, SaestoreError
 from saestore.lake import Lake
-from saestore.layout import CodesKey
+from saestore.layout import ActivationsKey, CodesKey
+from saestore.parts import parts_of
 from saestore.prefetch import prefetch
 from saestore.progress import Progress
+from saestore.rows import RowGroup
 from saestore.runs import RunRecord
 from saestore.saes.config import SAEConfig
 from saestore.saes.lake import open_lake_sae
@@ -66,10 +69,11 @@ class EncodeRun:
                 continue
             self.absent += absent
             for key in keys:
-                try:
-                    self.jobs.append(EncodeJob(self._lake, weights, key, options))
-                except SaestoreError as error:
-                    self.absent.append(Absent(name, key.dataset, key.layer, key.sample_type, error))
+                for source in self._parts(key, name):
+                    try:
+                        self.jobs.append(EncodeJob(self._lake, weights, source, options))
+                    except SaestoreError as error:
+                        self.absent.append(Absent(name, key.dataset, key.layer, key.sample_type, error))
         told = {job.key.layer for job in self.jobs} | {absent.layer for absent in self.absent}
         is_certain = all(absent.layer or absent.dataset for absent in self.absent)  # every SAE could be opened
         for layer in dict.fromkeys(wanted.layers or () if is_certain else ()):
@@ -78,6 +82,19 @@ class EncodeRun:
                     f"no stored activations of layer {layer!r} fit {', '.join(saes)}; extract them, or leave it out"
                 )
                 self.absent.append(Absent("", "", layer, "", MissingError(reason)))
+
+    def _parts(self, key: ActivationsKey, sae: str) -> Iterator[ActivationsKey]:
+        """Yield what is stored of activations, part after part of the dataset, and note what is not."""
+        stored = Activations.open(self._lake.storage, key).group
+        for number, part in enumerate(parts_of(stored)):
+            if isinstance(part, RowGroup):
+                yield key.at(number)
+                continue
+            reason = MissingError(
+                f"part {number} of dataset {key.dataset!r}, {part.rows:,} rows, has no activations at {part.path}; "
+                "run the command that made the others again, it adds what is missing"
+            )
+            self.absent.append(Absent(sae, key.dataset, key.layer, key.sample_type, reason))
 
     def plan(self, jobs: Sequence[EncodeJob], resources: Resources) -> None:
         """Plan all passes, and say what they will cost."""

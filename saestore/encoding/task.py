@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 
 from saestore.activations import Activations
 from saestore.code_rows import index_dtype
-from saestore.codes import Codes
 from saestore.engine.resources import device_lock, load_once
 from saestore.errors import InputError
 from saestore.layout import ActivationsKey, CodesKey
 from saestore.prefetch import prefetch
+from saestore.rows import RowGroup
 from saestore.saes.lake import open_lake_sae
 from saestore.storage import Storage, open_storage
 from saestore.tables import Positions
@@ -63,7 +63,7 @@ class EncodeTask:
     def run(self, advance: Callable[[int], None]) -> None:
         """Encode the rows block by block, and write each shard when it is whole."""
         storage = open_storage(self.url, storage_options=self.options)
-        activations = Activations.open(storage, self.source)
+        activations = Activations.open_part(storage, self.source)
         writers = [_ShardWriter(storage, self, sae, shards) for sae, shards in self.shards.items()]
         blocks = [block for block in self._blocks(writers) if any(writer.wants(block[0]) for writer in writers)]
         for (start, stop), x in prefetch(lambda block: activations.read(*block), blocks):
@@ -90,10 +90,12 @@ class _ShardWriter:
 
     def __init__(self, storage: Storage, task: EncodeTask, sae: str, shards: tuple[int, ...]) -> None:
         self.sae = sae
-        self._codes = Codes.open(storage, CodesKey.of(task.source, sae))
-        self._grid = self._codes.group.grid
+        self._group = RowGroup.open(storage, CodesKey.of(task.source, sae).path)
+        self._grid = self._group.grid
+        self._k, self._d_sae = int(self._group.attributes["k"]), int(self._group.attributes["d_sae"])
+        self._dtype = str(self._group.attributes["dtype"])
         self._shards = set(shards)
-        content_hash = str(self._codes.group.attributes["identity"]["sae"])
+        content_hash = str(self._group.attributes["identity"]["sae"])
         self._rows = BlockEncoder(storage, task.source, sae, content_hash, task.loading)
         self._arrays: dict[str, NDArray[Any]] = {}
 
@@ -109,33 +111,30 @@ class _ShardWriter:
         """Encode a block of rows, and write its shard if the block is the shard's last."""
         from saestore.kernels.quantize import quantize
 
-        codes = self._codes
         shard = start // self._grid.shard_rows
         rows = self._grid.shard(shard)
         if start == rows.start:
             self._arrays = {
                 name: np.empty((rows.stop - rows.start, *tail), dtype) for name, (tail, dtype) in self._layout().items()
             }
-        encoded = self._rows.encode(x, start, stop, codes.k, advance)
-        dtype = str(codes.group.attributes["dtype"])
-        stored = quantize(encoded.codes, dtype=dtype, d_sae=codes.d_sae)  # type: ignore[arg-type]
+        encoded = self._rows.encode(x, start, stop, self._k, advance)
+        stored = quantize(encoded.codes, dtype=self._dtype, d_sae=self._d_sae)  # type: ignore[arg-type]
         parts = {"indices": stored.indices, "values": stored.values, "l0": stored.l0}
         for name, array in self._arrays.items():
             array[start - rows.start : stop - rows.start] = parts[name] if name in parts else getattr(encoded, name)
         if stop == rows.stop:
-            truncated = int(np.count_nonzero(self._arrays["l0"] > codes.k))
-            codes.group.write_shard(shard, self._arrays, flagged={"l0": truncated})
+            truncated = int(np.count_nonzero(self._arrays["l0"] > self._k))
+            self._group.write_shard(shard, self._arrays, flagged={"l0": truncated})
             self._arrays = {}
 
     def _layout(self) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
         """Return the arrays of the group: the shape of a row, and the dtype."""
-        codes = self._codes
         layout: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = {
-            "indices": ((codes.k,), index_dtype(codes.d_sae)),
-            "values": ((codes.k,), stored_dtype(str(codes.group.attributes["dtype"]))),
+            "indices": ((self._k,), index_dtype(self._d_sae)),
+            "values": ((self._k,), stored_dtype(self._dtype)),
             "l0": ((), np.dtype(np.uint32)),
         }
-        states = [name for name in codes.group.array_names if name not in layout]
+        states = [name for name in self._group.array_names if name not in layout]
         return layout | {name: ((), np.dtype(np.float32)) for name in states}
 
 
@@ -151,8 +150,8 @@ class BlockEncoder:
         self.encoder = load_encoder(storage, sae, content_hash, loading)
         self._offsets: NDArray[np.int64] | None = None
         if self.encoder.config.reads_sequences:
-            self._offsets = Positions.open(storage, source.model_key).offsets
-            self._activations = Activations.open(storage, source)
+            self._offsets = Positions.open_part(storage, source.model_key).offsets
+            self._activations = Activations.open_part(storage, source)
 
     def encode(
         self,

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from saestore.activations import ARRAY, Activations
+from saestore.activations import ARRAY
 from saestore.engine.resources import load_once
 from saestore.errors import InputError
 from saestore.extraction.hooks import HookPoint
 from saestore.extraction.images import ImagePositions
 from saestore.extraction.tokens import TextPositions
 from saestore.layout import POSITION_TYPES, ActivationsKey, ModelKey
+from saestore.rows import RowGroup
 from saestore.storage import Storage, open_storage
 from saestore.tables import Positions, Samples
 
@@ -71,7 +72,7 @@ class ExtractTask:
         positions = _stored_positions(storage, self.key)
         with ThreadPoolExecutor(1) as pool:
             sinks = [
-                _Sink(Activations.open(storage, group_key(self.key, hook.name, name)), self.shards, pool)
+                _Sink(storage, group_key(self.key, hook.name, name), self.shards, pool)
                 for hook in self.hooks
                 for name in self.sample_types
             ]
@@ -92,12 +93,12 @@ class _Sink:
     """Collects the rows of one group, in ascending order, and writes each shard when it is full."""
 
     def __init__(
-        self, activations: Activations, shards: Mapping[str, tuple[int, ...]], pool: ThreadPoolExecutor
+        self, storage: Storage, key: ActivationsKey, shards: Mapping[str, tuple[int, ...]], pool: ThreadPoolExecutor
     ) -> None:
-        self.group = activations.group
-        self.layer, self.sample_type = activations.key.layer, activations.key.sample_type
+        self.group = RowGroup.open(storage, key.path)
+        self.layer, self.sample_type = key.layer, key.sample_type
         self.by_position = self.sample_type in POSITION_TYPES
-        self._dtype, self._d_in = activations.dtype, activations.d_in
+        self._dtype, self._d_in = str(self.group.attributes["dtype"]), int(self.group.attributes["d_in"])
         self._wanted = set(shards[self.group.path])
         self._open: dict[int, NDArray[Any]] = {}
         self._pool = pool
@@ -191,9 +192,9 @@ def forward(
 
 def _stored_positions(storage: Storage, key: ModelKey) -> TextPositions | ImagePositions:
     """Read the position axis back from the lake, so that a task needs no tokenizer."""
-    stored = Positions.open(storage, key)
+    stored = Positions.open_part(storage, key)
     if stored.group.attributes["content"] == "image":
-        paths = Samples.open(storage, key.dataset).contents()
+        paths = Samples.open_part(storage, key.dataset, key.part).contents()
         return ImagePositions(
             paths=tuple(Path(path) for path in paths),
             offsets=stored.offsets,
@@ -213,7 +214,7 @@ def _stored_positions(storage: Storage, key: ModelKey) -> TextPositions | ImageP
 
 def group_key(key: ModelKey, layer: str, sample_type: str) -> ActivationsKey:
     """Return the key of one layer and sample type of a model over a dataset."""
-    return ActivationsKey(key.dataset, key.model, layer, sample_type)
+    return ActivationsKey(key.dataset, key.model, layer, sample_type, key.part)
 
 
 def loaded_model(spec: ModelSpec) -> LoadedModel:

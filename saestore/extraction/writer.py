@@ -30,7 +30,7 @@ from saestore.layout import POSITION_TYPES, ActivationsKey, ModelKey, check_samp
 from saestore.rows import RowGroup, group_exists
 from saestore.samples import SampleTable
 from saestore.storage import Storage
-from saestore.tables import Positions, write_positions, write_samples
+from saestore.tables import Positions, table_parts, write_positions, write_samples
 
 if TYPE_CHECKING:
     from saestore.extraction.model import LoadedModel
@@ -44,7 +44,7 @@ _SETTINGS = ("*.json", "*.txt", "*.model")  # the files of tokenizers and image 
 class ExtractResult:
     """What `extract` did for one dataset.
 
-    groups : the row groups of activations, layer by layer
+    groups : the row groups of activations, layer by layer, of one part of the dataset after the other
     positions, samples : length of the position axis, number of samples
     extracted : positions that were run through the model by this call; after a dry run, those that would be at most
     truncated : samples cut at the model's longest input
@@ -122,17 +122,23 @@ def extract(
     try:
         for dataset, table in datasets.items():
             wanted = tuple(dict.fromkeys(types)) or (("token",) if table.kind == "text" else ("patch",))
-            job = _Job(lake.storage, dataset, table, model, hooks, wanted, dtype)
-            todo = 0
-            if not job.is_done():
-                layout = job.lay_out(say)
-                if dry_run:
-                    results.append(job.would_give(layout))
-                    continue
-                parts = job.tasks(layout, split=uses_cluster(scheduler))
-                todo = sum(task.size for task in parts)
-                tasks += parts
-            results.append(job.result(todo))
+            pieces = table_parts(lake.storage, dataset, table)
+            found = []
+            for part, piece in enumerate(pieces):
+                if part and not group_exists(lake.storage, samples_path(dataset, part)):
+                    say(f"{dataset}: its table has grown by {len(piece):,} samples, which become part {part} of it")
+                job = _Job(lake.storage, dataset, part, piece, model, hooks, wanted, dtype)
+                todo = 0
+                if not job.is_done():
+                    layout = job.lay_out(say)
+                    if dry_run:
+                        found.append(job.would_give(layout))
+                        continue
+                    own = job.tasks(layout, split=uses_cluster(scheduler))
+                    todo = sum(task.size for task in own)
+                    tasks += own
+                found.append(job.result(todo))
+            results.append(_joined(found))
         run_tasks(tasks, label="extract", unit="positions", threads=1, scheduler=scheduler, quiet=quiet)
     finally:
         release(MODEL)
@@ -156,12 +162,13 @@ class _Layout:
 
 
 class _Job:
-    """One dataset's part of an extraction."""
+    """One part of a dataset in an extraction."""
 
     def __init__(
         self,
         storage: Storage,
         dataset: str,
+        part: int,
         table: SampleTable,
         model: ModelSpec,
         hooks: tuple[HookPoint, ...],
@@ -169,7 +176,7 @@ class _Job:
         dtype: str,
     ) -> None:
         self.storage = storage
-        self.key = ModelKey(dataset, model.name)
+        self.key = ModelKey(dataset, model.name, part)
         self.table = table
         self.model = model
         self.hooks = hooks
@@ -185,12 +192,12 @@ class _Job:
         ConflictError
             The dataset is there with other samples.
         """
-        if not group_exists(self.storage, samples_path(self.key.dataset)):
+        if not group_exists(self.storage, samples_path(self.key.dataset, self.key.part)):
             return False
-        samples = write_samples(self.storage, self.key.dataset, self.table)
+        samples = write_samples(self.storage, self.key.dataset, self.table, self.key.part)
         if not all(group_exists(self.storage, key.path) for key in self.groups):
             return False
-        stored = Positions.open(self.storage, self.key).group
+        stored = Positions.open_part(self.storage, self.key).group
         asked = {
             "samples": samples.digest,
             "source_revision": _revision(self.model),
@@ -251,7 +258,7 @@ class _Job:
 
         There is one task on this machine, which loads the model once, and there are several for a cluster.
         """
-        samples = write_samples(self.storage, self.key.dataset, self.table)
+        samples = write_samples(self.storage, self.key.dataset, self.table, self.key.part)
         positions = write_positions(
             self.storage,
             self.key,
@@ -301,7 +308,7 @@ class _Job:
 
     def result(self, extracted: int) -> ExtractResult:
         """Return what is stored, or will be when the tasks have run."""
-        positions = Positions.open(self.storage, self.key)
+        positions = Positions.open_part(self.storage, self.key)
         truncated = int(positions.group.attributes.get("truncated", 0))
         return ExtractResult(
             self.key.dataset, self.groups, len(self.table), len(positions), extracted, truncated, nonfinite={}
@@ -369,7 +376,7 @@ class _Job:
         for key in self.groups:
             hook, d_in = resolved[key.layer], layout.d_in[key.layer]
             shard = shard_rows_for(d_in, self.dtype)
-            created = create_activations(
+            group = create_activations(
                 self.storage,
                 key,
                 rows=self._rows(layout, key),
@@ -385,7 +392,7 @@ class _Job:
                 },
                 attributes={"saelens_hook_name": hook.saelens_hook_name, "provenance": provenance.stamp()},
             )
-            groups.append(created.group)
+            groups.append(group)
         return groups
 
     def _rows(self, layout: _Layout, key: ActivationsKey) -> int:
@@ -413,12 +420,21 @@ class _Job:
         return int(first), int(last) + 1
 
 
+def _joined(parts: Sequence[ExtractResult]) -> ExtractResult:
+    """Return what was done for a dataset from what was done for its parts."""
+    groups = tuple(key for part in parts for key in part.groups)
+    sums = {
+        name: sum(getattr(part, name) for part in parts) for name in ("samples", "positions", "extracted", "truncated")
+    }
+    return replace(parts[0], groups=groups, **sums)
+
+
 def _with_nonfinite(storage: Storage, result: ExtractResult, say: Callable[[str], None]) -> ExtractResult:
     """Count what is not finite in the groups that exist, and tell the user."""
     counts = {}
     for key in result.groups:
         if group_exists(storage, key.path):
-            count = Activations.open(storage, key).group.flagged(ARRAY)
+            count = Activations.open_part(storage, key).group.flagged(ARRAY)
             if count:
                 counts[key.path] = count
                 say(f"{key.path}: {count:,} values are not finite; encode refuses such rows")

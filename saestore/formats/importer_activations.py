@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,17 +12,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from saestore import provenance
-from saestore.activations import ACTIVATION_DTYPES, ARRAY, Activations, create_activations, to_float32
+from saestore.activations import ACTIVATION_DTYPES, ARRAY, create_activations, to_float32
 from saestore.engine.run import run_tasks
 from saestore.errors import InputError
 from saestore.formats.activations import local_path, open_activations
-from saestore.formats.importer_axes import plan_axis
-from saestore.formats.importer_source import ImportResult, silent, source_identity, threads_for
+from saestore.formats.importer_axes import appended_axis, plan_axis
+from saestore.formats.importer_source import ImportResult, is_free, silent, source_identity, threads_for
 from saestore.formats.sources import RowSource
 from saestore.lake import Lake, layer_name
 from saestore.layout import ActivationsKey
+from saestore.parts import check_appended
 from saestore.progress import Progress
-from saestore.rows import group_exists
+from saestore.rows import RowGroup, group_exists
 from saestore.samples import SampleTable
 from saestore.storage import open_storage
 
@@ -48,16 +50,16 @@ class ImportActivationsTask:
 
     def run(self, advance: Callable[[int], None]) -> None:
         """Read the shard's rows block by block, and write it."""
-        activations = Activations.open(open_storage(self.url, storage_options=self.options), self.key)
-        dtype = activations.dtype
-        rows = np.empty((self.size, activations.d_in), dtype=np.uint16 if dtype == "bfloat16" else dtype)
+        group = RowGroup.open(open_storage(self.url, storage_options=self.options), self.key.path)
+        dtype = str(group.attributes["dtype"])
+        rows = np.empty((self.size, int(group.attributes["d_in"])), dtype=np.uint16 if dtype == "bfloat16" else dtype)
         nonfinite = 0
         for start, stop in _blocks(self.source, self.first, self.stop):
             block = as_stored(self.source.read(start, stop), self.source.dtype, dtype)
             rows[start - self.first : stop - self.first] = block
             nonfinite += block.size - int(np.count_nonzero(_finite(block)))
             advance(stop - start)
-        activations.group.write_shard(self.shard, {ARRAY: rows}, flagged={ARRAY: nonfinite})
+        group.write_shard(self.shard, {ARRAY: rows}, flagged={ARRAY: nonfinite})
 
 
 def import_activations(
@@ -72,6 +74,7 @@ def import_activations(
     per_sample: int | None = None,
     offsets: NDArray[Any] | str | Path | None = None,
     samples: SampleTable | None = None,
+    append: bool = False,
     hook_name: str | None = None,
     dtype: str | None = None,
     quiet: bool = False,
@@ -102,6 +105,9 @@ def import_activations(
     samples : SampleTable, optional
         What the rows were computed from; default the stored table of the dataset. If there is none, a placeholder is
         stored: ids `0`, `1`, ..., empty contents, images for `patch` and texts for all other types.
+    append : bool
+        The rows are of samples that follow those of the dataset: they become a part of their own, and what is stored
+        stays as it is. `samples` is then a table of the new samples, or of all; without one they get numbers.
     hook_name : str, optional
         SAELens' name of the hook point, such as `blocks.3.hook_resid_post`; `encode` compares it with the SAE's.
     dtype : {"float16", "bfloat16", "float32"}, optional
@@ -147,7 +153,13 @@ def import_activations(
     with open_activations(origin, key=key) as source:
         described = source.describe()
         stored_dtype = dtype or source.dtype
-        axis_plan = plan_axis(
+        identity = source_identity(origin, described)
+        find_axis = plan_axis
+        if append:
+            find_axis = functools.partial(
+                appended_axis, is_free=lambda part: is_free(lake.storage, target.at(part).path, identity)
+            )
+        axis_plan = find_axis(
             lake.storage,
             target,
             source=origin,
@@ -157,11 +169,13 @@ def import_activations(
             offsets=offsets,
             samples=samples,
         )
-        identity = source_identity(origin, described)
+        target = axis_plan.key
+        if target.part:
+            check_appended(lake.storage, target.at(0).path, {"d_in": source.d_in, "dtype": stored_dtype})
         if not group_exists(lake.storage, target.path):
             _check_values(source, origin, stored_dtype, quiet=quiet)
         axis = axis_plan.store(say)
-        activations = create_activations(
+        group = create_activations(
             lake.storage,
             target,
             rows=source.n_rows,
@@ -171,7 +185,6 @@ def import_activations(
             identity={"samples": axis.samples, "positions": axis.positions, "model_dtype": None, "source": identity},
             attributes={"saelens_hook_name": hook_name, "source": described, "provenance": provenance.stamp()},
         )
-        group = activations.group
         tasks = [
             ImportActivationsTask(
                 url=lake.storage.url,

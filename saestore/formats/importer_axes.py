@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from saestore.layout import POSITION_TYPES, ActivationsKey, samples_path
 from saestore.rows import group_exists
 from saestore.samples import SampleTable
 from saestore.storage import Storage
-from saestore.tables import Positions, Samples, write_positions, write_samples
+from saestore.tables import Positions, Samples, stored_parts, table_parts, write_positions, write_samples
 
 Offsets = NDArray[np.int64]
 
@@ -41,6 +41,7 @@ class StoredAxis:
 class AxisPlan:
     """An axis that fits the rows and what the lake holds; `store` writes what is not there yet.
 
+    key : names the part of the dataset that the rows are
     table : the samples to store; None where the stored table is used
     offsets : (n_samples + 1,) int64; None where a row is a sample
     """
@@ -61,13 +62,15 @@ class AxisPlan:
         HoleError
             The stored position axis is of another writer, which did not finish it.
         """
+        dataset, part = self.key.dataset, self.key.part
         if self.table is None:
-            samples = Samples.open(self.storage, self.key.dataset)
+            samples = Samples.open_part(self.storage, dataset, part)
         else:
-            samples = write_samples(self.storage, self.key.dataset, self.table)
+            samples = write_samples(self.storage, dataset, self.table, part)
             if self.is_placeholder:
+                new = f"was given no table for its part {part}" if part else "was not in the lake"
                 say(
-                    f"dataset {self.key.dataset!r} was not in the lake: it now has {len(samples):,} samples without "
+                    f"dataset {dataset!r} {new}: it now has {len(samples):,} samples without "
                     f"{samples.kind}s, split or labels; give a table of samples to have them"
                 )
         if self.offsets is None:
@@ -104,6 +107,66 @@ class AxisPlan:
         return StoredAxis(samples.digest, positions.digest, len(samples))
 
 
+def appended_axis(
+    storage: Storage,
+    key: ActivationsKey,
+    is_free: Callable[[int], bool],
+    *,
+    samples: SampleTable | None,
+    **rows: Any,
+) -> AxisPlan:
+    """Find the part of a dataset that the rows of a file are: an appended one that waits for them, or a new one.
+
+    Parameters
+    ----------
+    is_free : callable
+        Whether nothing but these rows is stored in the place of a part.
+    samples
+        The samples of the rows, or a table of all samples that has grown by them.
+    rows
+        As for `plan_axis`.
+
+    Raises
+    ------
+    MissingError
+        The dataset is not in the lake.
+    ConflictError
+        Samples of the table are in the dataset already.
+    InputError, IntegrityError
+        As for `plan_axis`.
+    """
+    stored = stored_parts(storage, key.dataset)
+    if not stored:
+        raise MissingError(
+            f"the lake {storage.url} has no dataset {key.dataset!r} to append to; import the first rows without append"
+        )
+    own = None if samples is None else _without_stored(storage, key.dataset, samples, stored)
+    for part, known in enumerate(stored[1:], start=1):
+        if not is_free(part) or (own is not None and own.digest() != known.digest):
+            continue
+        try:
+            return plan_axis(storage, key.at(part), samples=own, **rows)
+        except (InputError, ConflictError):
+            if own is not None:
+                raise  # it is this part, and the rows do not fit
+    if own is not None:
+        known_ids = np.concatenate([part.ids for part in stored])
+        taken = np.flatnonzero(np.isin(np.asarray(own.ids, dtype=object), known_ids))
+        if taken.size:
+            raise ConflictError(
+                f"sample {own.ids[taken[0]]!r} is in dataset {key.dataset!r} already; give a table of the samples that "
+                "are new, or of all of them in the order in which they are stored"
+            )
+    return plan_axis(storage, key.at(len(stored)), samples=own, first_id=sum(len(part) for part in stored), **rows)
+
+
+def _without_stored(storage: Storage, dataset: str, samples: SampleTable, stored: Sequence[Samples]) -> SampleTable:
+    """Return the last piece of a table that holds the stored samples too, or the table where it does not."""
+    if samples.ids[0] != stored[0].ids[0]:
+        return samples
+    return table_parts(storage, dataset, samples)[-1]
+
+
 def plan_axis(
     storage: Storage,
     key: ActivationsKey,
@@ -114,11 +177,16 @@ def plan_axis(
     per_sample: int | None,
     offsets: NDArray[Any] | str | Path | None,
     samples: SampleTable | None,
+    first_id: int = 0,
 ) -> AxisPlan:
     """Find the axis that the rows of a file lie on; nothing is written.
 
     Parameters
     ----------
+    key : ActivationsKey
+        Names the part of the dataset too.
+    first_id : int
+        Number of the first sample, where the samples have no other name.
     source : Path
         The file, for messages.
     n_rows : int
@@ -137,7 +205,7 @@ def plan_axis(
     MissingError, IntegrityError
         The file of the offsets does not exist, or is damaged.
     """
-    stored = _stored_samples(storage, key.dataset)
+    stored = _stored_samples(storage, key)
     known = stored if samples is None else samples
     n_known = None if known is None else len(known)
     edges: Offsets | None = None
@@ -151,19 +219,24 @@ def plan_axis(
         whose = f"dataset {key.dataset!r} has" if samples is None else "the table of samples has"
         raise InputError(
             f"{source} holds {how}, {whose} {n_known:,} samples; give the samples that the file was made from, or "
-            "another dataset name"
+            f"another dataset name{_growth(storage, key)}"
         )
     table, is_placeholder = samples, False
     if samples is None and (stored is None or not stored.group.is_complete):
         # An unfinished table is the placeholder of a killed import, or a conflict that writing it reports.
-        table, is_placeholder = _placeholder(n_found, key.sample_type), True
+        table, is_placeholder = _placeholder(n_found, key.sample_type, first_id), True
     return AxisPlan(storage, key, table, is_placeholder, edges)
 
 
-def _placeholder(n: int, sample_type: str) -> SampleTable:
+def _growth(storage: Storage, key: ActivationsKey) -> str:
+    """Return the further remedy where rows may be those of samples that are new."""
+    return ", or append them (--append) if they are of new samples" if group_exists(storage, key.path) else ""
+
+
+def _placeholder(n: int, sample_type: str, first_id: int) -> SampleTable:
     """Samples of which only the number is known: ids 0, 1, ..., and no contents; patches are of images."""
     return SampleTable(
-        ids=[str(place) for place in range(n)],
+        ids=[str(place) for place in range(first_id, first_id + n)],
         kind="image" if sample_type == "patch" else "text",
         contents=("",) * n,
     )
@@ -303,10 +376,11 @@ def _read_pt_offsets(path: Path) -> NDArray[Any]:
     return values
 
 
-def _stored_samples(storage: Storage, dataset: str) -> Samples | None:
-    return Samples.open(storage, dataset) if group_exists(storage, samples_path(dataset)) else None
+def _stored_samples(storage: Storage, key: ActivationsKey) -> Samples | None:
+    exists = group_exists(storage, samples_path(key.dataset, key.part))
+    return Samples.open_part(storage, key.dataset, key.part) if exists else None
 
 
 def _stored_positions(storage: Storage, key: ActivationsKey) -> Positions | None:
     model = key.model_key
-    return Positions.open(storage, model) if group_exists(storage, model.positions_path) else None
+    return Positions.open_part(storage, model) if group_exists(storage, model.positions_path) else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,16 +13,16 @@ from numpy.typing import NDArray
 
 from saestore import provenance
 from saestore.code_rows import CHUNK_ROWS, code_arrays
-from saestore.codes import Codes
 from saestore.engine.run import run_tasks
 from saestore.errors import InputError
 from saestore.formats.activations import local_path
-from saestore.formats.importer_axes import plan_axis
-from saestore.formats.importer_source import ImportResult, silent, source_identity, threads_for
+from saestore.formats.importer_axes import appended_axis, plan_axis
+from saestore.formats.importer_source import ImportResult, is_free, silent, source_identity, threads_for
 from saestore.formats.sources import CodesSource
 from saestore.formats.sparse_topk import Negatives, open_codes
 from saestore.lake import Lake, layer_name
 from saestore.layout import CodesKey, sae_path
+from saestore.parts import check_appended
 from saestore.rows import Grid, RowGroup, group_exists
 from saestore.saes.lake import open_lake_sae
 from saestore.samples import SampleTable
@@ -52,19 +53,20 @@ class ImportCodesTask:
 
     def run(self, advance: Callable[[int], None]) -> None:
         """Read the shard's rows block by block, and write it."""
-        codes = Codes.open(open_storage(self.url, storage_options=self.options), self.key)
+        group = RowGroup.open(open_storage(self.url, storage_options=self.options), self.key.path)
+        k = int(group.attributes["k"])
         arrays = {
             array.name: np.empty((self.size, *array.shape_tail), dtype=array.dtype)
-            for array in code_arrays(k=codes.k, d_sae=codes.d_sae, dtype=self.source.dtype)
+            for array in code_arrays(k=k, d_sae=int(group.attributes["d_sae"]), dtype=self.source.dtype)
         }
-        step = max(1, _BLOCK_BYTES // (8 * codes.k))
+        step = max(1, _BLOCK_BYTES // (8 * k))
         for start in range(self.first, self.stop, step):
             stop = min(start + step, self.stop)
             part = slice(start - self.first, stop - self.first)
             arrays["indices"][part], arrays["values"][part], arrays["l0"][part] = _read(self.source, start, stop)
             advance(stop - start)
-        truncated = int(np.count_nonzero(arrays["l0"] > codes.k))
-        codes.group.write_shard(self.shard, arrays, flagged={"l0": truncated})
+        truncated = int(np.count_nonzero(arrays["l0"] > k))
+        group.write_shard(self.shard, arrays, flagged={"l0": truncated})
 
 
 def import_codes(
@@ -81,6 +83,7 @@ def import_codes(
     per_sample: int | None = None,
     offsets: NDArray[Any] | str | Path | None = None,
     samples: SampleTable | None = None,
+    append: bool = False,
     quiet: bool = False,
     say: Callable[[str], None] | None = None,
 ) -> ImportResult:
@@ -101,7 +104,7 @@ def import_codes(
         Units of the SAE; default what the files say, else the SAE of that name in the lake.
     negatives : {"refuse", "drop", "keep"}
         What a negative value means: an error, an empty slot, or a signed code.
-    per_sample, offsets, samples
+    per_sample, offsets, samples, append
         As for `import_activations`.
     quiet : bool
         Show no progress.
@@ -129,7 +132,13 @@ def import_codes(
     origin = local_path(path)
     with _open(lake, origin, sae, d_sae, negatives) as source:
         described = source.describe()
-        axis_plan = plan_axis(
+        source_hash = source_identity(origin, described)
+        find_axis = plan_axis
+        if append:
+            find_axis = functools.partial(
+                appended_axis, is_free=lambda part: is_free(lake.storage, target.at(part).path, source_hash)
+            )
+        axis_plan = find_axis(
             lake.storage,
             target.activations,
             source=origin,
@@ -139,6 +148,10 @@ def import_codes(
             offsets=offsets,
             samples=samples,
         )
+        target = target.at(axis_plan.key.part)
+        if target.part:
+            about = {"d_sae": source.d_sae, "dtype": source.dtype, "signed": negatives == "keep"}
+            check_appended(lake.storage, target.at(0).path, about)
         quality = _quality(source)
         axis = axis_plan.store(say)
         identity = {
@@ -148,7 +161,7 @@ def import_codes(
             "k": source.k,
             "dtype": source.dtype,
             "negatives": negatives,
-            "source": source_identity(origin, described),
+            "source": source_hash,
         }
         group = _create(lake, target, source, identity, quality, described, signed=negatives == "keep")
         tasks = [

@@ -9,6 +9,8 @@ from typing import Any
 
 from saestore.formats.fingerprint import sampled_digest
 from saestore.layout import ActivationsKey, CodesKey
+from saestore.rows import RowGroup, group_exists
+from saestore.storage import Storage
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,11 @@ def source_identity(origin: Path, described: Mapping[str, Any]) -> dict[str, Any
     files = [folder / file["name"] for file in described["files"]]
     told = {name: described.get(name) for name in ("key", "shape", "dtype")}
     return {**told, "bytes": described["bytes"], "digest": sampled_digest(files)}
+
+
+def is_free(storage: Storage, path: str, identity: Mapping[str, Any]) -> bool:
+    """Whether nothing is stored at a path but what comes from this source."""
+    return not group_exists(storage, path) or RowGroup.open(storage, path).attributes["identity"]["source"] == identity
 
 
 def threads_for(described: Mapping[str, Any]) -> int:

@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from saestore.codes import Codes
 from saestore.layout import CodesKey
-from saestore.postings import Segment
+from saestore.postings import CodesPart, Segment
 from saestore.prefetch import prefetch, together
 from saestore.rows import RowGroup
 from saestore.storage import open_storage
@@ -46,8 +45,8 @@ class IndexTask:
         from saestore.kernels.postings import place_entries, split_entries
 
         storage = open_storage(self.url, storage_options=self.options)
-        codes = Codes.open(storage, self.key)
-        segment = Segment(RowGroup.open(storage, self.key.segment_path(codes.run, self.segment)))
+        codes = CodesPart(self.key, RowGroup.open(storage, self.key.path))
+        segment = Segment(RowGroup.open(storage, codes.segment_paths[self.segment]))
         indptr, grid = segment.indptr, segment.group.grid
         begin, end = grid.shard(self.first).start, grid.shard(self.stop - 1).stop
         cursors = np.zeros((codes.d_sae, 2), dtype=np.int64)
@@ -78,7 +77,7 @@ class IndexTask:
 
 
 def code_blocks(
-    codes: Codes, start: int, stop: int
+    codes: CodesPart, start: int, stop: int
 ) -> Iterator[tuple[tuple[int, int], tuple[NDArray[Any], NDArray[Any]]]]:
     """Yield ranges of rows with their units and values as stored, reading one ahead."""
     chunk = codes.group.grid.chunk_rows

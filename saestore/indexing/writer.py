@@ -18,7 +18,8 @@ from saestore.engine.run import run_tasks
 from saestore.errors import HoleError, IntegrityError
 from saestore.indexing.task import BLOCK_BYTES, SHARDS_AT_ONCE, IndexTask, code_blocks
 from saestore.layout import CodesKey
-from saestore.postings import SHARD_ENTRIES, Segment, create_segment, n_segments, segment_rows
+from saestore.parts import RowParts
+from saestore.postings import SHARD_ENTRIES, CodesPart, Segment, create_segment, segment_rows
 from saestore.progress import Progress
 from saestore.rows import RowGroup, group_exists
 from saestore.storage import Storage
@@ -61,7 +62,7 @@ def index(
     Parameters
     ----------
     keys : sequence of CodesKey
-        Which codes.
+        Which codes; all parts of their datasets.
     memory : str or int, optional
         The most this process may use, such as `4GiB`; default what it uses now and 60 % of the free memory.
     scheduler : str, optional
@@ -88,54 +89,56 @@ def index(
     baseline = psutil.Process().memory_info().rss
     budget = parse_memory(memory) + (baseline if memory is None else 0)
     results = []
-    for key in keys:
+    for key in dict.fromkeys(key.at(0) for key in keys):
         codes = Codes.open(storage, key)
-        per_task = _shards_per_task(codes, budget - baseline, budget)
+        reason = _absent_parts(codes)
         entries = built = 0
-        reason = ""
-        for number in range(n_segments(codes.n_rows)):
+        segments = [(part, number) for part in codes.parts for number in range(len(part.segment_paths))]
+        for part, number in segments:
+            per_task = _shards_per_task(part, budget - baseline, budget)
             try:
-                segment = _segment(codes, number, quiet=quiet)
+                segment = _segment(part, number, quiet=quiet)
             except HoleError as error:
                 reason = reason or str(error)
                 continue
             entries += int(segment.indptr[-1])
-            tasks = _tasks(storage, codes, number, segment, per_task)
+            tasks = _tasks(storage, part, number, segment, per_task)
             if not tasks:
                 continue
             rows = segment.stop_row - segment.first_row
             if say is not None:
                 say(
-                    f"{key.path}: postings of {rows:,} rows, {int(segment.indptr[-1]):,} entries, "
+                    f"{part.key.path}: postings of {rows:,} rows, {int(segment.indptr[-1]):,} entries, "
                     f"{len(tasks)} pass{'es' if len(tasks) > 1 else ''} over the codes within {readable_bytes(budget)}"
                 )
-            run_tasks(tasks, label=f"index {key.path}", unit="rows", threads=1, scheduler=scheduler, quiet=quiet)
+            run_tasks(tasks, label=f"index {part.key.path}", unit="rows", threads=1, scheduler=scheduler, quiet=quiet)
             built += rows
         results.append(IndexResult(key, codes.n_rows, built, entries, reason))
     return results
 
 
-def _segment(codes: Codes, number: int, *, quiet: bool) -> Segment:
+def _absent_parts(codes: Codes) -> str:
+    """Return the reason why parts of the dataset that have no codes get no postings; empty where there are none."""
+    try:
+        if isinstance(codes.group, RowParts):
+            codes.group.check_parts()
+    except HoleError as error:
+        return str(error)
+    return ""
+
+
+def _segment(codes: CodesPart, number: int, *, quiet: bool) -> Segment:
     """Open a segment of the postings, or count its entries and create it."""
-    storage, rows = codes.group.storage, segment_rows(number, codes.n_rows)
-    path = codes.key.segment_path(codes.run, number)
+    storage, rows = codes.group.storage, segment_rows(number, codes.group.grid.rows)
+    path = codes.segment_paths[number]
     if group_exists(storage, path):
         return Segment(RowGroup.open(storage, path))
     codes.group.check_present(rows.start, rows.stop)
-    return create_segment(
-        storage,
-        codes.key,
-        number,
-        run=codes.run,
-        rows=rows,
-        counts=_counts(codes, rows, quiet=quiet),
-        values=codes.group.dtype("values"),
-        dtype=str(codes.group.attributes["dtype"]),
-        attributes={"provenance": provenance.stamp()},
-    )
+    counts = _counts(codes, rows, quiet=quiet)
+    return create_segment(codes, number, counts=counts, attributes={"provenance": provenance.stamp()})
 
 
-def _counts(codes: Codes, rows: slice, *, quiet: bool) -> NDArray[np.int64]:
+def _counts(codes: CodesPart, rows: slice, *, quiet: bool) -> NDArray[np.int64]:
     """Count the entries of each unit; threads share the rows of a block."""
     from saestore.kernels.postings import count_units
 
@@ -158,7 +161,7 @@ def _counts(codes: Codes, rows: slice, *, quiet: bool) -> NDArray[np.int64]:
     return total
 
 
-def _tasks(storage: Storage, codes: Codes, number: int, segment: Segment, per_task: int) -> list[IndexTask]:
+def _tasks(storage: Storage, codes: CodesPart, number: int, segment: Segment, per_task: int) -> list[IndexTask]:
     """Cut the missing shards of a segment into as few passes over its rows as the memory allows."""
     missing = segment.group.missing_shards()
     rows = segment.stop_row - segment.first_row
@@ -172,7 +175,7 @@ def _tasks(storage: Storage, codes: Codes, number: int, segment: Segment, per_ta
     return tasks
 
 
-def _shards_per_task(codes: Codes, available: int, budget: int) -> int:
+def _shards_per_task(codes: CodesPart, available: int, budget: int) -> int:
     """Return how many shards of entries are sorted at once."""
     from saestore.kernels.postings import ENTRY_BYTES
 

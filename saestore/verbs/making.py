@@ -170,6 +170,7 @@ def import_(
     per_sample: int | None = None,
     offsets: Any = None,
     samples: Any = None,
+    append: bool = False,
     hook_name: str | None = None,
     dtype: str | None = None,
     postings: bool = True,
@@ -198,6 +199,9 @@ def import_(
         First row of each sample, and the number of rows: (n_samples + 1,).
     samples : str, path, DataFrame or SampleTable, optional
         The samples of the dataset: a catalog name, a table, a folder.
+    append : bool
+        The rows are of samples that follow those of the dataset and become a part of it; `samples` is then a table of
+        the new ones, or of all.
     hook_name : str, optional
         SAELens' name of the hook point.
     dtype : str, optional
@@ -232,6 +236,7 @@ def import_(
             per_sample=per_sample,
             offsets=axis,
             samples=table,
+            append=append,
             hook_name=hook_name,
             dtype=dtype,
             quiet=quiet,
@@ -252,6 +257,7 @@ def import_(
         per_sample=per_sample,
         offsets=axis,
         samples=table,
+        append=append,
         quiet=quiet,
         say=say,
     )

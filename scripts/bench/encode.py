@@ -58,9 +58,7 @@ def prepare(folder: str, d_in: int, d_sae: int, k: int, rows: int) -> dict[str, 
         attributes={"samples": table.digest(), "content": "text"},
     )
     key = ActivationsKey("bench", "model", "layer_0", "token")
-    group = create_activations(
-        lake.storage, key, rows=rows, d_in=d_in, dtype="float16", identity={"made": "bench"}
-    ).group
+    group = create_activations(lake.storage, key, rows=rows, d_in=d_in, dtype="float16", identity={"made": "bench"})
     chance = frequency / frequency.sum()
     for shard in range(group.grid.n_shards):
         span = group.grid.shard(shard)

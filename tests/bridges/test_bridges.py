@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from built_lake import LENGTHS, BuiltLake, build, sparse_rows, top_k, write_codes
+from built_lake import CUTS, LENGTHS, BuiltLake, build, sparse_rows, top_k, write_codes
 
 from saestore.codes import Codes
 from saestore.errors import BudgetError, DependencyError, HoleError, InputError, MissingError
@@ -25,9 +25,9 @@ N, D = sum(LENGTHS), 50
 CHOICES: list[Any] = [slice(None), slice(3, 30), slice(7, 7), [5, 5, 2], [], 38, [30, 31, 32], list(range(38, 0, -1))]
 
 
-@pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> BuiltLake:
-    return build(str(tmp_path_factory.mktemp("bridges") / "lake"))
+@pytest.fixture(scope="module", params=CUTS, ids=["one part", "three parts"])
+def built(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> BuiltLake:
+    return build(str(tmp_path_factory.mktemp("bridges") / "lake"), cuts=request.param)
 
 
 @pytest.fixture(scope="module", params=["float16", "float32", "bfloat16"])
@@ -39,9 +39,9 @@ def signed(request: pytest.FixtureRequest, built: BuiltLake) -> tuple[Codes, np.
     assert known.dense[:, 0].any(), "unit 0, which empty slots point to, is nowhere active"
     assert not known.dense.any(axis=1).all(), "no row is empty"
     key = CodesKey("d", "m", "layer_3", f"signed-{request.param}", "token")
-    write_codes(built.storage, key, known, dtype=request.param)
+    codes = built.write_codes(key, known, dtype=request.param)
     index(built.storage, [key], quiet=True)
-    return Codes.open(built.storage, key), known.dense
+    return codes, known.dense
 
 
 @pytest.fixture(params=["all", "selection", "one sample"])
@@ -230,10 +230,10 @@ def test_arrow(asked: Any, built: BuiltLake, batch: int, monkeypatch: pytest.Mon
     assert pa.Table.from_batches(batches, table.schema).equals(table)
 
 
-def test_batches_are_read_when_they_are_asked_for(built: BuiltLake, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batches_are_read_when_they_are_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("pyarrow", reason="pyarrow is absent: pip install 'saestore[bridges]'")
     monkeypatch.setattr("saestore.bridges.long_table._BATCH_LINES", 40)
-    codes = built.codes()
+    codes = build(str(tmp_path / "lake")).codes()
     seen: list[tuple[int, int]] = []
     read = RowGroup.read
 
@@ -364,8 +364,9 @@ def test_parts_of_anndata(anndata: Any, chosen: Any, by: Any, rows: Any, units: 
 
 
 def test_anndata_of_units_reads_the_postings_alone(
-    anndata: Any, built: BuiltLake, monkeypatch: pytest.MonkeyPatch
+    anndata: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    built = build(str(tmp_path / "lake"))
     codes = built.codes()
     read: list[tuple[str, int]] = []
     ranges = RowGroup.read_ranges

@@ -49,7 +49,10 @@ LINES: dict[str, tuple[list[str], list[str]]] = {
         ["--name x is for one dataset"],
     ),
     "a name with a path": (["extract", "{lake}", "--datasets", "{texts}", *MODEL, "--name", "../x"], ["'../x'"]),
-    "other samples": (["extract", "{lake}", "--datasets", "{texts}", *MODEL, "--limit", "3"], ["made differently"]),
+    "other samples": (
+        ["extract", "{lake}", "--datasets", "{texts}", *MODEL, "--limit", "3"],
+        ["28 samples against 3", "at the end only"],
+    ),
     "unknown SAE": (["encode", "{lake}", "--saes", "large"], ["no SAE 'large'", "saestore sae import"]),
     "unknown SAE source": (["sae", "import", "{lake}", "demmo"], ["demmo", "nearest", "release:sae_id"]),
     "k above d_sae": (["encode", "{lake}", "--saes", "small", "--k", "65"], ["k is 65", "64"]),
