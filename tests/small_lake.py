@@ -83,18 +83,19 @@ def add_activations(
     shard_rows: int | None = None,
     holes: tuple[int, ...] = (),
     specials: bool = True,
+    part: int = 0,
 ) -> np.ndarray:
     """Store rows as activations of samples of up to seven positions; return them as float32, as they are stored."""
     n = len(x)
     edges = np.append(np.arange(0, n, 7), n)
     offsets = edges if sample_type in POSITION_TYPES else np.arange(n + 1)
-    samples = [f"text {place}" for place in range(len(offsets) - 1)]
-    write_samples(lake.storage, dataset, SampleTable(ids=samples, kind="text", contents=samples))
+    samples = [f"text {place}" if not part else f"text {part}.{place}" for place in range(len(offsets) - 1)]
+    write_samples(lake.storage, dataset, SampleTable(ids=samples, kind="text", contents=samples), part)
     special = np.zeros(int(offsets[-1]), bool)
     special[offsets[:-1]] = specials and sample_type in POSITION_TYPES
     write_positions(
         lake.storage,
-        ModelKey(dataset, model),
+        ModelKey(dataset, model, part),
         offsets=offsets.astype(np.int64),
         arrays={"special": special, "token_id": np.zeros(len(special), np.uint32)},
         digest="0" * 64,
@@ -108,7 +109,7 @@ def add_activations(
         as_read = stored.astype(np.float32)
     group = create_activations(
         lake.storage,
-        ActivationsKey(dataset, model, layer, sample_type),
+        ActivationsKey(dataset, model, layer, sample_type, part),
         rows=n,
         d_in=x.shape[1],
         dtype=dtype,

@@ -126,7 +126,11 @@ def extract(
             found = []
             for part, piece in enumerate(pieces):
                 if part and not group_exists(lake.storage, samples_path(dataset, part)):
-                    say(f"{dataset}: its table has grown by {len(piece):,} samples, which become part {part} of it")
+                    first = sum(map(len, pieces[:part]))
+                    say(
+                        f"{dataset}: its table has grown; samples {first} to {first + len(piece) - 1} become part "
+                        f"{part} of it"
+                    )
                 job = _Job(lake.storage, dataset, part, piece, model, hooks, wanted, dtype)
                 todo = 0
                 if not job.is_done():

@@ -287,6 +287,35 @@ def test_names_and_python_objects_are_taken_as_datasets(surroundings: Path, tmp_
     assert lake.samples("framed").concept("label").tolist() == [0, 1]
 
 
+def test_a_data_set_grows(lake: str, run: Run, tmp_path: Path, texts: Path) -> None:
+    copy = shutil.copytree(lake, tmp_path / "lake")
+    lines = texts.read_text().splitlines()
+    grown = tmp_path / "texts.csv"
+    grown.write_text("\n".join([*lines, lines[-1].replace("27", "28", 1), ""]))
+    extracting = ["--model", "mini", "--layers", "1", "2", "--sample-type", "token", "mean"]
+    ran = run("extract", copy, "--datasets", grown, *extracting)
+    assert ran.code == 0, ran.err
+    assert "texts: its table has grown; samples 28 to 28 become part 1 of it" in ran.err
+    assert run("status", copy).code == 1, "codes of the new sample are missing"
+    ran = run("encode", copy, "--saes", "small", "--datasets", "texts", "--force")
+    assert ran.code == 0, ran.err
+    assert run("status", copy).code == 0
+    codes = saestore.open(copy).codes("texts", sample_type="token")
+    assert codes.samples.ids.tolist()[-2:] == ["s27", "s28"]
+    last, before = codes.where(samples="s28").rows(slice(None)), codes.where(samples="s27").rows(slice(None))
+    np.testing.assert_allclose(last.values, before.values, rtol=1e-2, atol=1e-3)
+    ran = run("top", copy, "--datasets", "texts", "--units", last.indices[1, 0], "--n", 100, "--json")
+    assert '"s28"' in ran.out, ran.out
+    more = tmp_path / "more.npy"
+    np.save(more, np.ones((2, 384), np.float16))
+    np.save(tmp_path / "first.npy", np.ones((29, 384), np.float16))
+    place = ["--dataset", "given", "--model", "other", "--layer", 3, "--sample-type", "mean"]
+    assert run("import", copy, tmp_path / "first.npy", *place).code == 0
+    ran = run("import", copy, more, *place, "--append")
+    assert ran.out.startswith("2 rows imported: 2 rows of 2 samples at data/given/parts/1/other/layer_3/"), ran.err
+    assert saestore.open(copy).activations("given").n_rows == 31
+
+
 def test_activations_of_other_tools_are_imported_once(
     lake: str, run: Run, tmp_path: Path, surroundings: Path, texts: Path
 ) -> None:

@@ -83,6 +83,44 @@ def dense_of(lake: Lake, dataset: str = "d", **where: Any) -> np.ndarray:
     return lake.codes(dataset, **where).dense()
 
 
+class TestGrowth:
+    """A dataset that grows, against the same rows in one part."""
+
+    @pytest.mark.parametrize("k", [6, None])
+    def test_only_new_rows_are_encoded(self, lake: Lake, tmp_path: Path, x: np.ndarray, k: int | None) -> None:
+        write_sae(lake.storage, "s", random_sae("jumprelu", d_in=D_IN, d_sae=D_SAE))
+        add_activations(lake, "whole", x)
+        add_activations(lake, "d", x[:203])  # whole samples of seven
+        encode(lake, "s", k=k, datasets=["whole", "d"], force=True, quiet=True)
+        before = lake_files(tmp_path)
+        add_activations(lake, "d", x[203:], part=1)
+        with pytest.raises(HoleError, match="rows 203 to 299 of data/d/m/layer_3/codes/s/token"):
+            lake.codes("d").rows(slice(None))
+        results = encode(lake, "s", k=k, force=True, quiet=True)
+        assert [(result.dataset, result.key.part, result.encoded_rows) for result in results] == [
+            ("d", 0, 0),
+            ("d", 1, 97),
+            ("whole", 0, 0),
+        ]
+        after = lake_files(tmp_path)
+        assert {name: after[name] for name in before} == before
+        grown, whole = lake.codes("d"), lake.codes("whole")
+        assert grown.k == whole.k
+        found, expected = grown.rows(slice(None)), whole.rows(slice(None))
+        np.testing.assert_array_equal(found.l0, expected.l0)
+        np.testing.assert_array_equal(found.indices, expected.indices)
+        np.testing.assert_array_equal(found.values, expected.values)
+
+    def test_a_layer_that_was_not_extracted_again(self, lake: Lake, x: np.ndarray) -> None:
+        write_sae(lake.storage, "s", random_sae("jumprelu", d_in=D_IN, d_sae=D_SAE))
+        add_activations(lake, "d", x[:203])
+        add_activations(lake, "d", x[203:], layer="layer_4", part=1)
+        results = encode(lake, "s", k=4, force=True, quiet=True)
+        assert [(result.state, result.encoded_rows) for result in results] == [("done", 203), ("left out", 0)]
+        assert "part 1 of dataset 'd', 97 rows, has no activations at data/d/parts/1/m/layer_3" in results[1].reason
+        assert np.isnan(lake.codes("d").dense(holes="nan")[203:]).all()
+
+
 class TestAgainstSAELens:
     @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
     @pytest.mark.parametrize(

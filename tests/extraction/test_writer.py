@@ -260,10 +260,72 @@ class TestImages:
             extract(lake, {"d": read_samples(pictures)}, model=spec(tmp_path / "vit"), layers=[0], quiet=True)
 
 
+class TestGrowth:
+    """A table that has grown at its end, against transformers' states of each text alone."""
+
+    def test_only_new_samples_are_run(self, lake: Lake, minilm_path: Path, tmp_path: Path) -> None:
+        told: list[str] = []
+        ask: dict[str, Any] = {
+            "model": spec(minilm_path),
+            "layers": [1],
+            "sample_type": ["token", "cls"],
+            "quiet": True,
+        }
+        for stop in (3, 5, 6):
+            before = files(tmp_path / "lake")
+            result = extract(lake, {"d": table(TEXTS[:stop])}, **ask, say=told.append)[0]
+            after = files(tmp_path / "lake")
+            assert {name: after[name] for name in before} == before
+            assert (result.samples, len(lake.samples("d"))) == (stop, stop)
+        assert [line for line in told if "grown" in line] == [
+            "d: its table has grown; samples 3 to 4 become part 1 of it",
+            "d: its table has grown; samples 5 to 5 become part 2 of it",
+        ]
+        offsets = lake.positions("d").offsets
+        assert result.positions == offsets[-1]
+        assert result.extracted == offsets[6] - offsets[5]
+        truth = alone(minilm_path, TEXTS, [1])
+        rows = lake.activations("d", sample_type="token").read()
+        cls = lake.activations("d", sample_type="cls").read()
+        for place in range(len(TEXTS)):
+            states = truth[place, 1]
+            np.testing.assert_allclose(rows[offsets[place] : offsets[place + 1]], states, rtol=2e-3, atol=2e-3)
+            np.testing.assert_allclose(cls[place], states[0], rtol=2e-3, atol=2e-3)
+        again = extract(lake, {"d": table(TEXTS)}, **ask)[0]
+        assert (again.extracted, again.samples) == (0, 6)
+        assert extract(lake, {"d": table(TEXTS[:5])}, **ask)[0].samples == 5, "an older table adds nothing"
+        assert files(tmp_path / "lake") == after
+
+    def test_another_layer_covers_all_parts(self, lake: Lake, bert: Path) -> None:
+        for stop in (3, 6):
+            extract(lake, {"d": table(TEXTS[:stop])}, model=spec(bert), layers=[0], quiet=True)
+        result = extract(lake, {"d": table(TEXTS)}, model=spec(bert), layers=[0, 2], quiet=True)[0]
+        assert result.extracted == result.positions
+        truth = alone(bert, TEXTS, [0, 2])
+        for layer in (0, 2):
+            rows = lake.activations("d", layer=layer).read()
+            expected = np.concatenate([truth[place, layer] for place in range(len(TEXTS))])
+            np.testing.assert_allclose(rows, expected, rtol=2e-3, atol=2e-3)
+
+    def test_a_dry_run_says_what_is_new_and_writes_nothing(self, lake: Lake, bert: Path, tmp_path: Path) -> None:
+        extract(lake, {"d": table(TEXTS[:4])}, model=spec(bert), layers=[0], quiet=True)
+        before = files(tmp_path / "lake")
+        result = extract(lake, {"d": table(TEXTS)}, model=spec(bert), layers=[0], dry_run=True, quiet=True)[0]
+        assert files(tmp_path / "lake") == before
+        assert result.samples == 6
+        assert 0 < result.extracted < result.positions
+
+    def test_another_precision_is_refused_as_for_the_first_part(self, lake: Lake, bert: Path) -> None:
+        extract(lake, {"d": table(TEXTS[:4])}, model=spec(bert), layers=[0], quiet=True)
+        with pytest.raises(ConflictError, match="dtype"):
+            extract(lake, {"d": table(TEXTS)}, model=spec(bert), layers=[0], dtype="float32", quiet=True)
+        assert len(lake.samples("d")) == 4
+
+
 class TestSharedAxis:
     def test_other_texts(self, lake: Lake, bert: Path) -> None:
         extract(lake, {"d": table(TEXTS)}, model=spec(bert), layers=[0], quiet=True)
-        with pytest.raises(ConflictError, match=r"samples 0 to 5 of dataset 'd' .* 6 samples against 5"):
+        with pytest.raises(ConflictError, match=r"samples 0 to 5 of dataset 'd' .*6 samples against 5"):
             extract(lake, {"d": table(TEXTS[:-1])}, model=spec(bert), layers=[1], quiet=True)
 
     @pytest.mark.parametrize("layers", [[0], [1]])

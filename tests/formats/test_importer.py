@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from safetensors.torch import load_file, save_file
+from small_lake import lake_files
 
 from saestore.errors import ConflictError, HoleError, InputError, IntegrityError, MissingError
 from saestore.formats import importer_activations, importer_codes
@@ -392,6 +393,90 @@ def test_encode_finds_imported_activations_by_their_hook_name(lake: Lake, tmp_pa
     assert [result.key.layer for result in planned] == ["layer_3"]
     with pytest.raises(InputError, match=r"trained on blocks\.3.* holds blocks\.4"):
         encode(lake, "s", layers=[4], sample_type="cls", quiet=True)
+
+
+# ------------------------------------------------------------------ appended
+
+
+def named(first: int, n: int) -> SampleTable:
+    names = [f"t{place}" for place in range(first, first + n)]
+    return SampleTable(ids=names, kind="text", contents=[f"Text {name}." for name in names])
+
+
+@pytest.mark.parametrize("given_table", ["new", "all"])
+def test_rows_of_new_samples_are_a_part(lake: Lake, tmp_path: Path, given_table: str) -> None:
+    x = acts(ROWS, D_IN)
+    dense = dense_codes()
+    cuts = [(0, 30), (30, 50), (50, 60)]
+    place = {**PLACE, "sample_type": "token", "per_sample": 5}
+    for part, (first, stop) in enumerate(cuts):
+        rows = saved(tmp_path, x[first:stop], f"{part}.npy")
+        own, everything = named(first // 5, (stop - first) // 5), named(0, stop // 5)
+        samples = own if given_table == "new" or not part else everything
+        codes = save_codes(tmp_path, codes_of(dense[first:stop]), f"{part}.pt")
+        for _ in range(2):  # the second time there is nothing to do
+            result = import_activations(lake, rows, **place, samples=samples, append=part > 0)
+            assert (result.key.part, result.rows) == (part, stop - first)
+            result = import_codes(
+                lake, codes, **CODES, sample_type="token", per_sample=5, samples=samples, append=part > 0
+            )
+            assert (result.key.part, result.rows) == (part, stop - first)
+    # Another layer of the second part finds its samples; that of the first is not there.
+    for part in (0, 1):
+        result = import_activations(
+            lake,
+            tmp_path / f"{part}.npy",
+            **{**place, "layer": 4},
+            samples=named(6 * part, 6 - 2 * part),
+            append=part > 0,
+        )
+        assert result.key.part == part
+    np.testing.assert_array_equal(lake.activations("d", layer=3).read(), x.numpy())
+    np.testing.assert_array_equal(lake.codes("d").dense(), dense)
+    assert lake.samples("d").ids.tolist() == [f"t{number}" for number in range(12)]
+    np.testing.assert_array_equal(lake.positions("d").offsets, np.arange(0, 61, 5))
+    index(lake.storage, list(lake.code_keys()), quiet=True)
+    unit = lake.codes("d").unit(7)
+    assert unit.rows.tolist() == np.flatnonzero(dense[:, 7]).tolist()
+    with pytest.raises(HoleError, match="rows 50 to 59 of data/d/m/layer_4/activations/token"):
+        lake.activations("d", layer=4).read()
+
+
+def test_appended_rows_without_a_table_get_numbers(lake: Lake, tmp_path: Path) -> None:
+    told: list[str] = []
+    x = acts(12, D_IN)
+    for part, (first, stop) in enumerate([(0, 6), (6, 9), (9, 12)]):
+        path = saved(tmp_path, x[first:stop], f"{part}.npy")
+        result = import_activations(lake, path, **PLACE, sample_type="cls", append=part > 0, say=told.append)
+        assert (result.key.part, result.imported_rows) == (part, stop - first)
+        assert import_activations(lake, path, **PLACE, sample_type="cls", append=part > 0).imported_rows == 0
+    assert lake.samples("d").ids.tolist() == [str(number) for number in range(12)]
+    np.testing.assert_array_equal(lake.activations("d").read(), x.numpy())
+    assert any("was given no table for its part 1: it now has 3 samples" in line for line in told)
+
+
+def test_what_cannot_be_appended_is_refused_before_anything_is_written(lake: Lake, tmp_path: Path) -> None:
+    path = saved(tmp_path, acts(6, D_IN))
+    with pytest.raises(MissingError, match="no dataset 'd' to append to; import the first rows without append"):
+        import_activations(lake, path, **PLACE, sample_type="cls", append=True)
+    import_activations(lake, path, **PLACE, sample_type="cls", samples=named(0, 6))
+    before = lake_files(tmp_path / "lake")
+    more = saved(tmp_path, acts(3, D_IN), "more.npy")
+    with pytest.raises(InputError, match=r"dataset 'd' has 6 samples; .* or append them \(--append\)"):
+        import_activations(lake, more, **PLACE, sample_type="cls")
+    with pytest.raises(ConflictError, match="sample 't5' is in dataset 'd' already"):
+        import_activations(lake, more, **PLACE, sample_type="cls", append=True, samples=named(5, 3))
+    with pytest.raises(ConflictError, match=r"has dtype 'float32' and what is to be appended 'float16'"):
+        import_activations(lake, more, **PLACE, sample_type="cls", append=True, samples=named(6, 3), dtype="float16")
+    wide = saved(tmp_path, acts(3, D_IN + 1), "wide.npy")
+    with pytest.raises(ConflictError, match=r"has d in 7 and what is to be appended 8"):
+        import_activations(lake, wide, **PLACE, sample_type="cls", append=True, samples=named(6, 3))
+    with pytest.raises(InputError, match="the table of samples has 2 samples"):
+        import_activations(lake, more, **PLACE, sample_type="cls", append=True, samples=named(6, 2))
+    table = SampleTable(ids=["a", "b", "c"], kind="text", contents=["A", "B", "C"], columns={"x": [1, 2, 3]})
+    with pytest.raises(ConflictError, match=r"columns \[\] and what is to be appended \['x'\]"):
+        import_activations(lake, more, **PLACE, sample_type="cls", append=True, samples=table)
+    assert lake_files(tmp_path / "lake") == before
 
 
 # --------------------------------------------------------------- going on

@@ -40,6 +40,7 @@ def prepare_encode(folder: Path) -> None:
     write_sae(lake.storage, "s", random_sae("jumprelu", d_in=32, d_sae=256), quiet=True)
     add_activations(lake, "a", x)
     add_activations(lake, "b", x[:300])
+    add_activations(lake, "b", x[300:500], part=1)
 
 
 def run_encode(folder: Path, patch: Patch) -> None:
@@ -59,14 +60,15 @@ def run_extract(folder: Path, patch: Patch) -> None:
     patch(writer, "shard_rows_for", lambda d_in, dtype: 64)
     patch(writer, "windows", lambda lengths: [(at, min(at + 8, len(lengths))) for at in range(0, len(lengths), 8)])
     texts = [f"{'the cat sat ' * (place % 5)}on mat {place}" for place in range(40)]
-    writer.extract(
-        Lake.create(folder / "lake"),
-        {"d": read_samples(texts)},
-        model=writer.ModelSpec("tiny", str(folder.parent / "model"), device="cpu"),
-        layers=[0, 2],
-        sample_type=["token", "mean"],
-        quiet=True,
-    )
+    for stop in (28, 40):  # the table grows
+        writer.extract(
+            Lake.create(folder / "lake"),
+            {"d": read_samples(texts[:stop])},
+            model=writer.ModelSpec("tiny", str(folder.parent / "model"), device="cpu"),
+            layers=[0, 2],
+            sample_type=["token", "mean"],
+            quiet=True,
+        )
 
 
 def prepare_index(folder: Path) -> None:
