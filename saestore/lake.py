@@ -17,6 +17,7 @@ from saestore.layout import (
     CODES,
     DATA,
     FORMAT_VERSION,
+    LABELS,
     PARTS,
     POSITIONS,
     SAES,
@@ -138,7 +139,7 @@ class Lake:
 
     def layers(self, dataset: str, model: str) -> list[str]:
         """Return the names of a model's stored layers, shallow ones first."""
-        names = [name for name in self._children(ModelKey(dataset, model).path) if name != POSITIONS]
+        names = [name for name in self._children(ModelKey(dataset, model).path) if name not in (POSITIONS, LABELS)]
         return sorted(names, key=_layer_order)
 
     def saes(self) -> list[str]:

@@ -30,6 +30,10 @@ ACTIVATIONS = "activations"
 CODES = "codes"
 UNITS = "units"
 STATS = "stats"
+LABELS = "labels"
+VIEWS = "views"
+ALL_UNITS = "all"
+"""What stands in the place of a view's name where there is none."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._:+@=,()-]*")
 _RESERVED_COLUMNS = {"id", "split", "text", "path", "concepts", "concept", "sample", LEDGER}
@@ -124,6 +128,10 @@ class ModelKey:
         """Path of the position axis that all layers of the model share."""
         return f"{self.path}/{POSITIONS}"
 
+    def labels_path(self, name: str) -> str:
+        """Return the path of concept labels of the positions."""
+        return f"{self.path}/{LABELS}/{check_name(name, 'labels')}"
+
 
 @dataclass(frozen=True, order=True)
 class ActivationsKey:
@@ -138,7 +146,7 @@ class ActivationsKey:
     def __post_init__(self) -> None:
         ModelKey(self.dataset, self.model)
         check_name(self.layer, "layer")
-        if self.layer.lower() == POSITIONS:
+        if self.layer.lower() in (POSITIONS, LABELS):
             raise InputError(f"layer name {self.layer!r} is taken by the format; choose another")
         check_sample_type(self.sample_type)
 
@@ -222,6 +230,19 @@ class CodesKey:
     def stats_path(self, run: str, split: str, *, special: bool = False) -> str:
         """Return the path of the statistics over one split; `special`: those that count special tokens too."""
         return f"{self.stats_run_path(run)}/{split}{'+special' if special else ''}"
+
+
+    def views_path(self, run: str) -> str:
+        """Return the path below which the views of the codes that a run has written lie."""
+        return f"{self.path}/{VIEWS}/{run}"
+
+    def view_path(self, run: str, name: str) -> str:
+        """Return the path of a view; what was found with it lies below."""
+        return f"{self.views_path(run)}/{check_name(name, 'view')}"
+
+    def result_path(self, run: str, view: str, kind: str, name: str) -> str:
+        """Return the path of a result of some kind (`thresholds`, `detection`, `localisation`) found with a view."""
+        return f"{self.view_path(run, view)}/{kind}/{check_name(name, 'result')}"
 
 
 def dataset_path(dataset: str, part: int = 0) -> str:
