@@ -23,18 +23,24 @@ if TYPE_CHECKING:
     from saestore.samples import SampleTable as SampleTable
     from saestore.samples import read_samples as read_samples
     from saestore.verbs import catalog as catalog
+    from saestore.verbs import compare as compare
     from saestore.verbs import dense as dense
+    from saestore.verbs import detect as detect
     from saestore.verbs import encode as encode
     from saestore.verbs import extract as extract
     from saestore.verbs import import_ as import_
     from saestore.verbs import index as index
     from saestore.verbs import init as init
+    from saestore.verbs import label as label
+    from saestore.verbs import localise as localise
+    from saestore.verbs import prune as prune
     from saestore.verbs import sae_import as sae_import
     from saestore.verbs import sae_list as sae_list
     from saestore.verbs import sae_train as sae_train
     from saestore.verbs import show as show
     from saestore.verbs import stats as stats
     from saestore.verbs import status as status
+    from saestore.verbs import thresholds as thresholds
     from saestore.verbs import top as top
     from saestore.verbs.names import open_lake as open
 
@@ -45,6 +51,10 @@ _HOMES = {
     "Lake": "saestore.lake",
     "SampleTable": "saestore.samples",
     "catalog": "saestore.verbs",
+    "compare": "saestore.verbs",
+    "detect": "saestore.verbs",
+    "localise": "saestore.verbs",
+    "thresholds": "saestore.verbs",
     "dense": "saestore.verbs",
     "encode": "saestore.verbs",
     "extract": "saestore.verbs",
@@ -53,7 +63,9 @@ _HOMES = {
     "import_codes": "saestore.formats.importer",
     "index": "saestore.verbs",
     "init": "saestore.verbs",
+    "label": "saestore.verbs",
     "open": "saestore.verbs.names",
+    "prune": "saestore.verbs",
     "read_samples": "saestore.samples",
     "run": "saestore.recipes",
     "sae_import": "saestore.verbs",
@@ -72,7 +84,9 @@ __all__ = [
     "SampleTable",
     "__version__",
     "catalog",
+    "compare",
     "dense",
+    "detect",
     "encode",
     "errors",
     "extract",
@@ -81,7 +95,10 @@ __all__ = [
     "import_codes",
     "index",
     "init",
+    "label",
+    "localise",
     "open",
+    "prune",
     "read_samples",
     "run",
     "sae_import",
@@ -90,6 +107,7 @@ __all__ = [
     "show",
     "stats",
     "status",
+    "thresholds",
     "top",
 ]
 

@@ -107,6 +107,11 @@ class DatasetEntry(Entry):
     labels: tuple[Text, ...] = Field((), description="a list of label columns; * and ? match several")
     concepts: tuple[Text, ...] = Field((), description="a list of the concepts that analyses use by default")
     model: Text | None = Field(None, description="the name of an entry in models")
+    sae: Text | None = Field(None, description="the name of an entry in saes")
+    sample_type: Literal["token", "patch", "cls", "mean", "max", "last"] | None = Field(
+        None, description="token, patch, cls, mean, max or last"
+    )
+    parameters: Text | None = Field(None, description="the name of an entry in parameters")
 
     @model_validator(mode="after")
     def _columns_fit_kind(self) -> DatasetEntry:

@@ -77,20 +77,32 @@ class DenseCodes:
     """The dense matrix that codes stand for, or chosen columns of it."""
 
     codes: Codes
-    units: NDArray[np.int64] | None
+    units: NDArray[np.int64] | None  # None for all, or all of the view
     memory: str | int | None
     holes: Holes
 
     def __call__(self, rows: Places, columns: Places) -> NDArray[Any]:
-        width = self.codes.d_sae if self.units is None else self.units.size
+        units = self.codes.kept_units if self.units is None else self.units
         _require(count(rows), count(columns), self.memory, "units", "units=[...] when opening, ")
-        if self.units is not None:
-            chosen: NDArray[np.int64] | None = self.units[columns]
-        elif isinstance(columns, slice) and count(columns) == width:
-            chosen = None
-        else:
-            chosen = np.arange(width)[columns]
-        return self.codes.dense(rows, chosen, memory=self.memory, holes=self.holes)
+        everything = self.units is None and isinstance(columns, slice) and count(columns) == units.size
+        return self.codes.dense(rows, None if everything else units[columns], memory=self.memory, holes=self.holes)
+
+
+@dataclass(frozen=True)
+class ActiveUnits:
+    """The number of filled slots of each row that a view keeps."""
+
+    codes: Codes
+    holes: Holes
+
+    def __call__(self, rows: Places, columns: Places) -> NDArray[Any]:
+        out = (
+            np.full(count(rows), np.nan, dtype=np.float32) if self.holes == "nan" else np.empty(count(rows), np.uint32)
+        )
+        group = self.codes.group
+        for target, part in row_blocks(group, rows, max(1, _COPY_BYTES // (8 * self.codes.k)), self.holes):
+            out[target] = self.codes.rows(part).l0
+        return out
 
 
 @dataclass(frozen=True)

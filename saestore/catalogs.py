@@ -96,6 +96,14 @@ class Catalog:
         """Names of the datasets that a pattern entry (`sae-probes/{name}`) stands for on this machine."""
         return _get(self.datasets, "dataset", pattern).names()
 
+    def concepts_of(self, lake_name: str) -> tuple[str, ...]:
+        """Names and patterns of the concepts that analyses of a dataset use by default, by its name in a lake."""
+        for entry in self.datasets.values():
+            named = entry.concrete(lake_name) if entry.is_pattern else entry
+            if entry.concepts and named.lake_name == lake_name:
+                return entry.concepts
+        return ()
+
     def model(self, name: str) -> ModelEntry:
         """The model `name`. Raises MissingError with the nearest names."""
         return _get(self.models, "model", name)
@@ -361,6 +369,11 @@ def _check_references(catalog: Catalog) -> None:
     for entry in users:
         if entry.model is not None and entry.model not in catalog.models:
             raise entry.error("model", str(_missing("model", entry.model, catalog.models)))
+    for dataset in catalog.datasets.values():
+        if dataset.sae is not None and dataset.sae not in catalog.saes:
+            raise dataset.error("sae", str(_missing("SAE", dataset.sae, catalog.saes)))
+        if dataset.parameters is not None and dataset.parameters not in catalog.parameters:
+            raise dataset.error("parameters", str(_missing("parameter set", dataset.parameters, catalog.parameters)))
     for sae in catalog.saes.values():
         width = catalog.models[sae.model].d_model
         if width is not None and sae.hook == "resid_post" and sae.d_in != width:

@@ -14,6 +14,8 @@ from saestore.parts import Stored
 from saestore.rows import ArraySpec
 
 Holes = Literal["error", "nan"]
+Rows = int | slice | Sequence[int] | NDArray[np.integer[Any]]
+"""A choice of rows by their places."""
 
 CHUNK_ROWS = 2_048
 """Rows of a stored chunk, the unit of reading. 200 rows at random are read a third faster than from 8,192, and a

@@ -5,16 +5,17 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from saestore import conversions
 from saestore._expression_tree import Condition
-from saestore.activations import Activations
 from saestore.axis import RowAxis
 from saestore.budget import parse_memory, require_memory
-from saestore.code_rows import CodeRows, Holes, integers, joined_quality, row_blocks, thin_blocks
+from saestore.code_rows import CodeRows, Holes, Rows, integers, joined_quality, row_blocks, thin_blocks
+from saestore.engine.arrays import count
 from saestore.errors import HoleError, InputError, MissingError
 from saestore.kernels.densify import densify, unit_lookup
 from saestore.kernels.quantize import as_float32
@@ -23,43 +24,27 @@ from saestore.layout import CodesKey
 from saestore.parts import RowParts, Stored, open_on_axis, parts_of
 from saestore.postings import CodesPart, Postings
 from saestore.rows import RowGroup
-from saestore.saes.lake import open_lake_sae
 from saestore.selection import SampleChoice, Selection
 from saestore.storage import Storage
 from saestore.tables import Positions, Samples
 from saestore.unit_stats import PERCENTILES, UnitStats
 from saestore.units import Per, TopRows, Unit
+from saestore.views import UnitChoice
 
-if TYPE_CHECKING:
-    import pandas as pd
-    import pyarrow as pa
-    from anndata import AnnData
-    from scipy.sparse import csc_array, csr_array
-    from torch import Tensor
-
-    from saestore.bridges.long_table import LongTable
-    from saestore.bridges.matrices import SparseFormat, TorchLayout
-    from saestore.engine.arrays import DaskArray
-
-Rows = int | slice | Sequence[int] | NDArray[np.integer[Any]]
 # Where a dense block of few units is read from: an entry of the postings costs as much as so many slots of rows, and a
 # unit as much as so many. Measured; below so many rows they are not asked at all.
 _ENTRY_SLOTS, _UNIT_SLOTS = 4, 80_000
 _WORTH_POSTINGS = 16_384
 
-# CSC is made from the postings, which have all rows, where it is of at least one row in so many of them. Measured.
-_POSTINGS_SHARE = 2
-
 _ENTRY_BYTES = 64  # of an entry of the postings while it is read. Measured 42, and more where there are segments
 _SCAN_BYTES = 64 << 20
-_DECODE_BYTES = 64 << 20
 
 
 class Codes:
-    """The codes of one SAE over one layer of one dataset, or of a selection of its rows.
+    """The codes of one SAE over one layer of one dataset, or of a selection of its rows or units.
 
     Places (`rows(3)`, `dense(slice(0, 10))`) count the selected rows; what comes back names rows by their number on the
-    row axis, and units by their original id.
+    row axis, and units by their original id, also where a view keeps some of them only.
 
     Examples
     --------
@@ -71,21 +56,31 @@ class Codes:
     array([4.1, 3.9, 3.2], dtype=float32)
     """
 
-    def __init__(self, group: Stored, key: CodesKey, conditions: tuple[Condition, ...] = ()) -> None:
+    def __init__(
+        self,
+        group: Stored,
+        key: CodesKey,
+        conditions: tuple[Condition, ...] = (),
+        views: tuple[str, ...] = (),
+    ) -> None:
         self.group = group
         self.key = key
         self.k: int = max(part.attributes["k"] for part in parts_of(group) if isinstance(part, RowGroup))
         self.d_sae: int = group.attributes["d_sae"]
         self.run: str = group.attributes["run"]
         self._conditions = conditions
+        self._views = views
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Codes, (self.group, self.key, self._conditions)
+        return Codes, (self.group, self.key, self._conditions, self._views)
 
     def __repr__(self) -> str:
         of = f"some of {self.group.grid.rows}" if self.is_selection else self.group.grid.rows
         chosen = f", where {self.selection.words}" if self.is_selection else ""
-        return f"<Codes {self.key.path}: {of} rows, {self.d_sae} units, k {self.k}{chosen}>"
+        units = f"{self.d_sae} units"
+        if self._kept is not None:
+            units = f"view {self._kept.name} of {self._kept.units.size} of {units}"
+        return f"<Codes {self.key.path}: {of} rows, {units}, k {self.k}{chosen}>"
 
     def __len__(self) -> int:
         return self.n_rows
@@ -136,6 +131,15 @@ class Codes:
         """Whether `where` has chosen rows."""
         return bool(self._conditions)
 
+    @property
+    def all_rows(self) -> Codes:
+        """The same without what `where` has chosen."""
+        if not self.is_selection:
+            return self
+        whole = Codes(self.group, self.key, (), self._views)
+        self._share(whole, "axis", "postings", "_kept")
+        return whole
+
     @cached_property
     def selection(self) -> Selection:
         """The rows that are looked at; all of them unless `where` has chosen."""
@@ -168,11 +172,71 @@ class Codes:
         >>> codes.where("position > 0 and length < 200", split="test", special=False)  # doctest: +SKIP
         """
         chosen = self.selection.where(expression, split=split, concept=concept, samples=samples, special=special)
-        selected = Codes(self.group, self.key, chosen.conditions)
-        # What was opened already is shared.
-        selected.__dict__.update({name: self.__dict__[name] for name in ("axis", "postings") if name in self.__dict__})
+        selected = Codes(self.group, self.key, chosen.conditions, self._views)
+        self._share(selected, "axis", "postings", "_kept")
         selected.__dict__["selection"] = chosen
         return selected
+
+    def view(self, name: str) -> Codes:
+        """Return these codes for the units that a view keeps, of these; `saestore prune` makes views.
+
+        Rows keep the slots of these units alone, in their order and packed to the left, and `l0` counts them; dense
+        blocks and matrices have a column for each. Units are named by their original id everywhere.
+
+        Parameters
+        ----------
+        name : str
+            A view of these codes.
+
+        Raises
+        ------
+        MissingError
+            There is none of this name (the nearest are named), or only one of codes that were here before.
+        InputError
+            It has no unit in common with the view that these codes are looked at through.
+
+        Examples
+        --------
+        >>> codes.view("pruned").dense(slice(0, 10)).shape  # doctest: +SKIP
+        (10, 572)
+        """
+        if name in self._views:
+            return self
+        chosen = Codes(self.group, self.key, self._conditions, (*self._views, name))
+        self._share(chosen, "axis", "postings", "selection")
+        chosen._kept  # noqa: B018 - a view that is not there is told now
+        return chosen
+
+    def _share(self, other: Codes, *names: str) -> None:
+        """Give other codes what was opened already."""
+        other.__dict__.update({name: self.__dict__[name] for name in names if name in self.__dict__})
+
+    @cached_property
+    def _kept(self) -> UnitChoice | None:
+        """The units that views keep; None where none was asked for."""
+        if not self._views:
+            return None
+        return UnitChoice.of(self.group.storage, self.key, self.run, self._views, self.d_sae)
+
+    @property
+    def view_name(self) -> str | None:
+        """The view that these codes are looked at through; None where all units are looked at.
+
+        Of several views that of the one whose units they keep in common, else all names with `&` between.
+        """
+        return None if self._kept is None else self._kept.name
+
+    @property
+    def kept_units(self) -> NDArray[np.int64]:
+        """Original ids of the units that are looked at, ascending: all of them, or those of the view."""
+        return np.arange(self.d_sae) if self._kept is None else self._kept.units
+
+    def check_units(self, units: NDArray[np.int64]) -> None:
+        """Refuse units that do not exist, or that the view does not keep (MissingError)."""
+        if self._kept is None:
+            unit_lookup(units, self.d_sae)
+        else:
+            self._kept.check(units)
 
     @cached_property
     def postings(self) -> Postings:
@@ -218,7 +282,7 @@ class Codes:
             The rows would take more than 60 % of the free memory.
         """
         wanted = self._wanted(rows)
-        self._require(_count(wanted))
+        self._require(count(wanted))
         return self._read(wanted)
 
     def dense(
@@ -235,7 +299,7 @@ class Codes:
         ----------
         rows : int, slice or sequence of int
         units : sequence of int, optional
-            Original unit ids, in the order of the columns; default all.
+            Original unit ids, in the order of the columns; default all, of a view those it keeps.
         memory : str or int, optional
             The most the block may take, such as `4GiB`; default 60 % of the free memory.
         holes : {"error", "nan"}
@@ -251,16 +315,22 @@ class Codes:
             The block would exceed the budget.
         HoleError
             Rows were never written and `holes` is `error`.
+        MissingError
+            A unit does not exist, or is not in the view.
         """
         wanted = self._wanted(rows)
-        n = _count(wanted)
-        width = self.d_sae if units is None else len(units)
+        n = count(wanted)
+        width = len(self.kept_units) if units is None else len(units)
         require_memory(
             n * width * 4,
             budget=parse_memory(memory),
             what=f"a dense block of {n:,} rows x {width:,} units",
             remedy="ask for fewer rows or name the units you need (units=[...]), or keep it sparse with to_scipy()",
         )
+        if units is not None:
+            self.check_units(integers(units, "units"))
+        elif self._kept is not None:
+            units = self._kept.units
         asked = None if units is None else integers(units, "units")
         if asked is not None and self.costs_less_by_unit(n, asked, parse_memory(memory)):
             return self._dense_by_unit(wanted, n, asked)
@@ -269,7 +339,7 @@ class Codes:
         if holes == "nan":
             out.fill(np.nan)
         for targets, part in row_blocks(self.group, wanted, self._scan_rows, holes):
-            for start, block in thin_blocks(self._read(part), width):
+            for start, block in thin_blocks(self._read_stored(part), width):
                 stop = start + len(block.rows)
                 if isinstance(targets, slice):
                     target: slice | NDArray[np.int64] = slice(targets.start + start, targets.start + stop)
@@ -315,272 +385,14 @@ class Codes:
                 out[order[ramps(first, counts)], column] = np.repeat(values, counts)
         return out
 
-    def to_scipy(self, rows: Rows = slice(None), *, format: SparseFormat = "csr") -> csr_array | csc_array:
-        """Return the codes of rows as a scipy array with sorted indices, (n, d_sae) float32.
-
-        Parameters
-        ----------
-        rows : int, slice or sequence of int
-        format : {"csr", "csc"}
-            CSR is made from the rows; CSC is copied from the postings, or made from the rows where these are few.
-
-        Raises
-        ------
-        BudgetError
-            The matrix would take more than 60 % of the free memory.
-        MissingError, HoleError
-            There are no postings to make CSC from.
-        DependencyError
-            scipy, which reading otherwise does without, is not installed.
-        """
-        from saestore.bridges.matrices import SLOT_BYTES, scipy_csr
-
-        _choose("format", format, ("csr", "csc"))
-        wanted = self._wanted(rows)
-        if format == "csc" and _count(wanted) * _POSTINGS_SHARE >= self.group.grid.rows:
-            return self._columns(wanted, np.arange(self.d_sae))
-        self._require(_count(wanted), SLOT_BYTES[format])
-        matrix = scipy_csr(*self._slots(wanted), self.d_sae)
-        return matrix if format == "csr" else matrix.tocsc()
-
-    def to_torch(
-        self, rows: Rows = slice(None), *, layout: TorchLayout = "sparse_csr"
-    ) -> Tensor | tuple[Tensor, Tensor]:
-        """Return the codes of rows as torch tensors.
-
-        Parameters
-        ----------
-        rows : int, slice or sequence of int
-        layout : {"sparse_csr", "sparse_coo", "topk"}
-            A sparse tensor, or the slots as they are stored.
-
-        Returns
-        -------
-        Tensor, or a pair of them
-            (n, d_sae) float32; of `topk` indices (n, k) int64 and values (n, k) float32, both 0 in empty slots.
-
-        Raises
-        ------
-        BudgetError
-            The tensors would take more than 60 % of the free memory.
-        DependencyError
-            torch is not installed.
-        """
-        from saestore.bridges.matrices import SLOT_BYTES, torch_tensor
-
-        _choose("layout", layout, ("sparse_csr", "sparse_coo", "topk"))
-        wanted = self._wanted(rows)
-        self._require(_count(wanted), SLOT_BYTES[layout])
-        return torch_tensor(*self._slots(wanted), self.d_sae, layout)
-
-    def to_pandas(self, rows: Rows = slice(None)) -> pd.DataFrame:
-        """Return the codes of rows as a long table, one line per filled slot.
-
-        Returns
-        -------
-        DataFrame
-            `row` int64, its number on the row axis; `sample`, its id, categorical; `position` int32, the place in the
-            sample; `unit` int32; `value` float32; `split`, categorical. Lines follow the rows asked for, then slots.
-
-        Raises
-        ------
-        BudgetError
-            The table would take more than 60 % of the free memory.
-        """
-        wanted = self._wanted(rows)
-        return self._long_table(wanted).pandas(self._most_filled(wanted))
-
-    def to_arrow(self, rows: Rows = slice(None)) -> pa.Table:
-        """Return the codes of rows as a long Arrow table, with the columns of `to_pandas`.
-
-        Raises
-        ------
-        BudgetError
-            The table would take more than 60 % of the free memory.
-        DependencyError
-            pyarrow is not installed.
-        """
-        wanted = self._wanted(rows)
-        return self._long_table(wanted).arrow(self._most_filled(wanted))
-
-    def arrow_batches(self, rows: Rows = slice(None)) -> pa.RecordBatchReader:
-        """Return a reader of the table of `to_arrow` in batches of at most 2^20 lines, each read when it is asked for.
-
-        Raises
-        ------
-        DependencyError
-            pyarrow is not installed.
-
-        Examples
-        --------
-        >>> batches = codes.arrow_batches()  # doctest: +SKIP
-        >>> duckdb.sql("select unit, count(*) from batches group by unit")  # doctest: +SKIP
-        """
-        return self._long_table(self._wanted(rows)).batches()
-
-    def to_dask(
-        self, *, units: Sequence[int] | NDArray[np.integer[Any]] | None = None, chunk_rows: int | None = None
-    ) -> DaskArray:
-        """Return the dense matrix as a Dask array, (n, n_units) float32, whose blocks are read when they are computed.
-
-        Parameters
-        ----------
-        units : sequence of int, optional
-            Original unit ids, in the order of the columns; default all. Name them here: Dask hands a slice of columns
-            chosen later down to the reader, but not a list.
-        chunk_rows : int, optional
-            The most rows in a chunk; default as many stored ones as make 128 MiB. Chunks end where stored ones do.
-
-        Raises
-        ------
-        MissingError
-            A unit does not exist.
-
-        Examples
-        --------
-        >>> codes.to_dask(units=[3, 8]).max(axis=0).compute()  # doctest: +SKIP
-        array([7.25, 4.5 ], dtype=float32)
-        """
-        from saestore.bridges.lazy import dense_array
-        from saestore.engine.arrays import dense_chunk_rows
-
-        chosen = None if units is None else integers(units, "units")
-        if chosen is not None:
-            if not chosen.size:
-                raise InputError("units=[] names no unit; leave it out to take all")
-            unit_lookup(chosen, self.d_sae)
-        width = self.d_sae if chosen is None else chosen.size
-        chunk_rows = dense_chunk_rows(self.group.grid, width * 4) if chunk_rows is None else chunk_rows
-        if chunk_rows < 1:
-            raise InputError(f"chunk_rows is {chunk_rows}; give at least 1 row")
-        return dense_array(self.dense, chosen, self.d_sae, self._wanted(slice(None)), chunk_rows)
-
-    def to_anndata(self, *, by: Literal["row", "unit"] = "row") -> AnnData:
-        """Return the codes as AnnData whose `X` is read when it is computed.
-
-        `adata[rows, units].to_memory()` is the way to a part of it in memory.
-
-        Parameters
-        ----------
-        by : {"row", "unit"}
-            `X` is a Dask array of CSR matrices, which are read by rows, or of CSC matrices, which are read by units
-            from the postings.
-
-        Returns
-        -------
-        AnnData
-            `obs`: the row's number, sample id, position and split. `var`: the original unit id. `uns`: which codes
-            these are, and their quality.
-
-        Raises
-        ------
-        MissingError, HoleError
-            There are no postings to read by units.
-        DependencyError
-            anndata or scipy is not installed.
-
-        Examples
-        --------
-        >>> codes.where(split="test").to_anndata(by="unit")[:, [12, 907]].to_memory()  # doctest: +SKIP
-        """
-        from saestore.bridges.lazy import annotated, csc_blocks, csr_blocks
-        from saestore.engine.arrays import dense_chunk_rows
-
-        _choose("by", by, ("row", "unit"))
-        wanted = self._wanted(slice(None))
-        if by == "row":
-            chunk_rows = dense_chunk_rows(self.group.grid, self.k * 8)
-            x = csr_blocks(self.to_scipy, self.d_sae, wanted, chunk_rows)
-        else:
-            x = csc_blocks(self._columns_at, self.postings.counts, wanted)
-        key = self.key
-        about = {name: getattr(key, name) for name in ("dataset", "model", "layer", "sae", "sample_type")}
-        return annotated(x, self.axis, wanted, {**about, "path": key.path, "quality": self.quality})
-
-    def _columns_at(self, rows: slice | NDArray[np.int64], units: NDArray[np.int64]) -> csc_array:
-        """Return units in rows at places."""
-        return self._columns(self._wanted(rows), units)
-
-    def _columns(self, rows: slice | NDArray[np.int64], units: NDArray[np.int64]) -> csc_array:
-        """Return units in rows of the axis, from the postings."""
-        from saestore.bridges.matrices import scipy_csc
-
-        return scipy_csc(self.postings, units, rows, self.group.grid.rows)
-
-    def _slots(self, rows: slice | NDArray[np.int64]) -> tuple[NDArray[Any], NDArray[np.float32]]:
-        """Return indices and values of rows of the axis."""
-        block = self._read(rows)
-        return block.indices, block.values
-
-    def _long_table(self, rows: slice | NDArray[np.int64]) -> LongTable:
-        from saestore.bridges.long_table import LongTable
-
-        return LongTable(self.axis, rows, self.k, self.group.grid.chunk_rows, self._slots)
-
-    def _most_filled(self, rows: slice | NDArray[np.int64]) -> int:
-        """Return at most how many slots of rows of the axis are filled."""
-        if isinstance(rows, slice):
-            l0 = self.group.read("l0", rows.start, rows.stop)
-        else:
-            l0 = self.group.take("l0", rows)
-        return int(np.minimum(l0, self.k).sum(dtype=np.int64))
-
-    def decode(self, rows: Rows = slice(None), *, memory: str | int | None = None) -> NDArray[np.float32]:
-        """Return the activations that the SAE reconstructs from the codes of rows.
-
-        Only the decoder rows of units that occur are read. Of a transcoder these are the activations of its output
-        hook; of a temporal SAE the part that the positions before do not predict.
-
-        Parameters
-        ----------
-        rows : int, slice or sequence of int
-        memory : str or int, optional
-            The most the result may take, such as `4GiB`; default 60 % of the free memory.
-
-        Returns
-        -------
-        (n, d_out) float32
-
-        Raises
-        ------
-        MissingError
-            The SAE is not in the lake, or of one with a skip connection the activations.
-        HoleError, InputError
-            Rows that were never written, or do not exist.
-        BudgetError
-            The result would exceed the budget.
-        DependencyError
-            torch or numba is not installed.
-
-        Examples
-        --------
-        >>> codes.decode(slice(0, 4)).shape  # doctest: +SKIP
-        (4, 384)
-        """
-        from saestore.saes.decoder import decode
-
-        weights = open_lake_sae(self.group.storage, self.key.sae)
-        wanted = self._wanted(rows)
-        n = _count(wanted)
-        width = weights.config.d_out
-        require_memory(
-            n * width * 4,
-            budget=parse_memory(memory),
-            what=f"a reconstruction of {n:,} rows x {width:,}",
-            remedy="ask for fewer rows at a time",
-        )
-        out = np.empty((n, width), dtype=np.float32)
-        step = max(1, _DECODE_BYTES // (4 * (width + self.k)))
-        activations = Activations.open(self.group.storage, self.key.activations) if weights.config.has_skip else None
-        for places, part in row_blocks(self.group, wanted, step, "error"):
-            block = self._read(part)
-            shift, scale = (
-                self.group.take(name, block.rows) if name in self.group.array_names else None
-                for name in ("shift", "scale")
-            )
-            x = None if activations is None else activations.take(block.rows)
-            out[places] = decode(weights, block.indices, block.values, shift=shift, scale=scale, x=x)
-        return out
+    to_scipy = conversions.to_scipy
+    to_torch = conversions.to_torch
+    to_pandas = conversions.to_pandas
+    to_arrow = conversions.to_arrow
+    arrow_batches = conversions.arrow_batches
+    to_dask = conversions.to_dask
+    to_anndata = conversions.to_anndata
+    decode = conversions.decode
 
     def scan(self, start: int = 0, stop: int | None = None) -> Iterator[CodeRows]:
         """Yield consecutive rows in blocks of bounded memory; `start` and `stop` are places."""
@@ -590,7 +402,7 @@ class Codes:
             yield self._read(self._wanted(slice(first, min(first + step, stop))))
 
     def stats(self, *, split: str | None = None, special: bool = False) -> UnitStats:
-        """Return the statistics of all units: those that are stored, or of a selection computed now.
+        """Return the statistics of all units, or those of the view: stored ones, or of a selection computed now.
 
         Parameters
         ----------
@@ -611,6 +423,11 @@ class Codes:
         >>> codes.stats(split="train").is_dead.sum()  # doctest: +SKIP
         >>> codes.where("length > 100").stats().table(sort_by="mean", limit=5)  # doctest: +SKIP
         """
+        found = self._stats(split, special)
+        return found if self._kept is None else found.of_units(self._kept.units)
+
+    def _stats(self, split: str | None, special: bool) -> UnitStats:
+        """Return the statistics of all units."""
         if not self.is_selection:
             return UnitStats.open(self.group.storage, self.key, run=self.run, split=split, special=special)
         from saestore.tallying import counted, marks_of, tally
@@ -623,7 +440,7 @@ class Codes:
         return UnitStats(
             self.key,
             columns.__getitem__,
-            d_sae=self.d_sae,
+            units=np.arange(self.d_sae),
             over=chosen.words,
             n_rows=n_rows,
             n_samples=n_samples,
@@ -636,7 +453,7 @@ class Codes:
         Raises
         ------
         MissingError
-            There is no such unit, or the codes have no postings (`saestore index` builds them).
+            There is no such unit, or not in the view, or the codes have no postings (`saestore index` builds them).
         HoleError, IntegrityError
             Some of the postings were never built, or are damaged.
 
@@ -661,7 +478,7 @@ class Codes:
         if asked.ndim != 1:
             raise InputError(f"units of shape {asked.shape} cannot be used; give a list of unit ids")
         postings = self.postings
-        postings.check(asked)
+        self.check_units(asked)
         require_memory(
             int(postings.counts[asked].sum()) * _ENTRY_BYTES,
             budget=parse_memory(None),
@@ -741,19 +558,15 @@ class Codes:
         return numbers
 
     def _read(self, rows: slice | NDArray[np.int64]) -> CodeRows:
-        """Read rows of the axis."""
+        """Read rows of the axis, and of a view the slots of its units."""
+        block = self._read_stored(rows)
+        return block if self._kept is None else self._kept.restricted(block)
+
+    def _read_stored(self, rows: slice | NDArray[np.int64]) -> CodeRows:
+        """Read rows of the axis as they are stored."""
         numbers = np.arange(rows.start, rows.stop) if isinstance(rows, slice) else rows
         indices, values, l0 = (
             self.group.read(name, rows.start, rows.stop) if isinstance(rows, slice) else self.group.take(name, rows)
             for name in ("indices", "values", "l0")
         )
         return CodeRows(numbers, indices, as_float32(values), l0)
-
-
-def _count(rows: slice | NDArray[np.int64]) -> int:
-    return rows.stop - rows.start if isinstance(rows, slice) else rows.size
-
-
-def _choose(option: str, given: str, known: Sequence[str]) -> None:
-    if given not in known:
-        raise InputError(f"{option}={given!r} is unknown; choose from {', '.join(known)}")

@@ -96,7 +96,7 @@ def per_sample(
         Over the rows of a sample; rows where a unit is not active are zeros and take part, see
         `saestore.kernels.reduce`.
     units : sequence of int, optional
-        Original unit ids, in the order of the columns; default all.
+        Original unit ids, in the order of the columns; default all, of a view those it keeps.
     special : bool
         Whether rows of special tokens count.
     memory : str or int, optional
@@ -126,9 +126,10 @@ def per_sample(
     if how not in get_args(Reduction):
         raise InputError(f"how={how!r} is unknown; choose from {', '.join(get_args(Reduction))}")
     chosen = codes if special or codes.positions is None else codes.where(special=False)
-    wanted = np.arange(codes.d_sae) if units is None else np.atleast_1d(integers(units, "units"))
+    wanted = codes.kept_units if units is None else np.atleast_1d(integers(units, "units"))
     if not wanted.size:
         raise InputError("units=[] names no unit; leave it out to take all")
+    codes.check_units(wanted)
     lookup = unit_lookup(wanted, codes.d_sae)
     if lookup.order is not None:
         raise InputError("a unit is named twice; name each unit once")

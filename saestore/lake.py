@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, TypeVar
 
 from saestore.activations import Activations
 from saestore.code_rows import joined_quality
 from saestore.codes import Codes
 from saestore.errors import InputError, IntegrityError, MissingError
+from saestore.labels import DEFAULT_NAME, Labels, label_names
 from saestore.layout import (
     ACTIVATIONS,
     ATTRIBUTE,
@@ -37,6 +39,7 @@ from saestore.rows import RowGroup, group_exists
 from saestore.runs import run_records
 from saestore.storage import Storage, claim_document, group_document, open_storage, read_document
 from saestore.tables import Positions, Samples
+from saestore.views import view_names
 
 State = Literal["done", "partial", "missing"]
 Key = TypeVar("Key", ActivationsKey, CodesKey)
@@ -46,7 +49,7 @@ Key = TypeVar("Key", ActivationsKey, CodesKey)
 class GroupStatus:
     """State of one row group.
 
-    kind : `sae`, `samples`, `positions`, `activations`, `codes` or `postings`
+    kind : `sae`, `samples`, `positions`, `labels`, `activations`, `codes`, `postings` or `view`
     rows, written_rows : rows of the axis, and those in the ledger
     state : `done`, `partial` where rows are not written or the ledger is damaged, or `missing` where nothing was begun
         or the metadata are damaged
@@ -142,6 +145,10 @@ class Lake:
         names = [name for name in self._children(ModelKey(dataset, model).path) if name not in (POSITIONS, LABELS)]
         return sorted(names, key=_layer_order)
 
+    def label_names(self, dataset: str, model: str | None = None) -> list[str]:
+        """Return the names of the concept labels of a model's positions."""
+        return label_names(self.storage, ModelKey(dataset, self._one_model(dataset, model)))
+
     def saes(self) -> list[str]:
         """Return the names of the imported SAEs."""
         return [name for name in self._children(SAES) if group_exists(self.storage, sae_path(name))]
@@ -173,6 +180,16 @@ class Lake:
     def positions(self, dataset: str, model: str | None = None) -> Positions:
         """Open the position axis of a model over a dataset; the model may be left out where there is one."""
         return Positions.open(self.storage, ModelKey(dataset, self._one_model(dataset, model)))
+
+    def labels(self, dataset: str, name: str = DEFAULT_NAME, model: str | None = None) -> Labels:
+        """Open concept labels of the positions of a model; the model may be left out where there is one.
+
+        Raises
+        ------
+        MissingError
+            There are no labels of that name; the message lists what there is.
+        """
+        return Labels.open(self.storage, ModelKey(dataset, self._one_model(dataset, model)), name)
 
     def activations(
         self,
@@ -244,11 +261,13 @@ class Lake:
             for model in self.models(dataset):
                 paths = [ModelKey(dataset, model, part).positions_path for part in parts]
                 rows.append(self._axis_status("positions", paths, dataset=dataset, model=model))
+                rows += self._labels_status(ModelKey(dataset, model))
         for key in self.activation_keys():
             rows.append(self._status_on_axis("activations", key, key))
         for code_key in self.code_keys():
             rows.append(self._status_on_axis("codes", code_key, code_key.activations))
             rows.append(self._postings_status(code_key))
+            rows += self._view_statuses(code_key)
         return [row for row in rows if row is not None]
 
     def _axis_status(self, kind: str, paths: Sequence[str], **names: str) -> GroupStatus | None:
@@ -259,6 +278,16 @@ class Lake:
             return RowParts(groups) if len(groups) > 1 else RowGroup.open(self.storage, paths[0])
 
         return self._group_status(kind, paths[0], opened, **names)
+
+    def _labels_status(self, key: ModelKey) -> list[GroupStatus | None]:
+        """Return the state of the labels of a model's positions, one of each name."""
+
+        def status(name: str) -> GroupStatus | None:
+            names = {"dataset": key.dataset, "model": key.model}
+            path = key.labels_path(name)
+            return self._group_status("labels", path, lambda: Labels.open(self.storage, key, name).group, **names)
+
+        return [status(name) for name in label_names(self.storage, key)]
 
     def _status_on_axis(self, kind: str, key: ActivationsKey | CodesKey, source: ActivationsKey) -> GroupStatus | None:
         """Return the state of what lies on the axis of activations."""
@@ -322,6 +351,18 @@ class Lake:
             note=note,
         )
 
+    def _view_statuses(self, key: CodesKey) -> Iterator[GroupStatus | None]:
+        """Yield the state of the views of codes as they are stored now; their rows are the units that they keep."""
+        if not self.storage.names(key.views_root):
+            return
+        try:
+            run = Codes.open(self.storage, key).run
+        except (IntegrityError, MissingError):  # the codes' own line says so
+            return
+        for name in view_names(self.storage, key, run):
+            path = key.view_path(run, name)
+            yield self._group_status("view", path, partial(RowGroup.open, self.storage, path), **_names(key))
+
     def _children(self, path: str) -> list[str]:
         # Other names are those of files that desktops, editors and people leave in folders.
         return [name for name in self.storage.names(path) if is_name(name)]
@@ -374,9 +415,14 @@ def _layer_order(name: str) -> tuple[int, str]:
 
 def _note(group: Stored) -> str:
     kind = group.attributes["kind"]
+    if kind == "labels":
+        count = len(group.attributes["concept_names"])
+        return f"{group.path.rpartition('/')[2]}: {count:,} concept{'' if count == 1 else 's'}"
     if kind == "activations":
         count = group.flagged(group.array_names[0])
         return f"{count:,} non-finite values" if count else ""
+    if kind == "view":
+        return group.path.rsplit("/", 1)[-1]
     if kind == "codes":
         notes = []
         parts = [part for part in parts_of(group) if isinstance(part, RowGroup)]

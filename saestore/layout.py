@@ -128,9 +128,14 @@ class ModelKey:
         """Path of the position axis that all layers of the model share."""
         return f"{self.path}/{POSITIONS}"
 
+    @property
+    def labels_root(self) -> str:
+        """Path below which the concept labels of the positions lie."""
+        return f"{self.path}/{LABELS}"
+
     def labels_path(self, name: str) -> str:
         """Return the path of concept labels of the positions."""
-        return f"{self.path}/{LABELS}/{check_name(name, 'labels')}"
+        return f"{self.labels_root}/{check_name(name, 'labels')}"
 
 
 @dataclass(frozen=True, order=True)
@@ -231,10 +236,14 @@ class CodesKey:
         """Return the path of the statistics over one split; `special`: those that count special tokens too."""
         return f"{self.stats_run_path(run)}/{split}{'+special' if special else ''}"
 
+    @property
+    def views_root(self) -> str:
+        """Path below which the views of units of these codes lie."""
+        return f"{self.path}/{VIEWS}"
 
     def views_path(self, run: str) -> str:
         """Return the path below which the views of the codes that a run has written lie."""
-        return f"{self.path}/{VIEWS}/{run}"
+        return f"{self.views_root}/{run}"
 
     def view_path(self, run: str, name: str) -> str:
         """Return the path of a view; what was found with it lies below."""

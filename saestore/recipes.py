@@ -4,20 +4,30 @@
 name: quickstart
 description: What it does, in a sentence.
 lake: demo/lake
+variables:
+  dataset: texts
+  embeddings: ""
 steps:
-  - extract: {datasets: [texts.csv], model: MiniLM, layers: [3]}
+  - unless: ${embeddings}
+    extract: {datasets: ["${dataset}.csv"], model: MiniLM, layers: [3]}
+  - when: ${embeddings}
+    import: {path: "${embeddings}", dataset: "${dataset}", model: MiniLM, layer: 3, sample_type: mean}
   - sae train: {layer: 3, out: demo/sae}
 next:
-  - saestore status demo/lake
+  - saestore status ${lake}
 ```
 
 A step is a verb as on the command line, and its parameters are the command's options without the dashes (`sample_type`
-for `--sample-type`). Paths are relative to the folder the command is run in, as on the command line.
+for `--sample-type`). Paths are relative to the folder the command is run in, as on the command line. Variables are set
+with `--set name=value` (`saestore._recipe_variables`); a step runs when what `when` gives is not empty, and unless what
+`unless` gives is not.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
+import functools
 import inspect
 import os
 import shlex
@@ -26,7 +36,6 @@ import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +43,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from saestore import verbs
+from saestore._recipe_variables import Variables, resolve
 from saestore._yaml_lines import YamlFile, read_yaml
 from saestore.errors import InputError, SaestoreError
 from saestore.verbs.names import Say, open_lake
@@ -51,13 +61,19 @@ VERBS: dict[str, Callable[..., Any]] = {
     "sae train": verbs.sae_train,
     "encode": verbs.encode,
     "index": verbs.index,
+    "label": verbs.label,
     "status": verbs.status,
     "show": verbs.show,
     "top": verbs.top,
     "stats": verbs.stats,
+    "prune": verbs.prune,
+    "thresholds": verbs.thresholds,
+    "detect": verbs.detect,
+    "localise": verbs.localise,
+    "compare": verbs.compare,
     "dense": verbs.dense,
 }
-POSITIONAL = {"import": "path", "sae import": "source", "show": "dataset", "dense": "dataset"}
+POSITIONAL = {"import": "path", "sae import": "source", "label": "dataset", "show": "dataset", "dense": "dataset"}
 """Parameters that are arguments on the command line, after the lake."""
 
 _NOT_IN_RECIPES = ("lake", "quiet", "say", "catalog", "storage_options")
@@ -65,10 +81,14 @@ _NOT_IN_RECIPES = ("lake", "quiet", "say", "catalog", "storage_options")
 
 @dataclass(frozen=True)
 class Step:
-    """One verb of a recipe with its parameters."""
+    """One verb of a recipe with its parameters.
+
+    skipped : why it does not run; empty if it does
+    """
 
     verb: str
     parameters: Mapping[str, Any]
+    skipped: str = ""
 
     def command(self, lake: str) -> str:
         """The same as a command line."""
@@ -77,24 +97,29 @@ class Step:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A checked recipe."""
+    """A checked recipe, with its variables filled in."""
 
     path: Path
     name: str
     description: str
     lake: str
+    variables: Mapping[str, Any]
     steps: tuple[Step, ...]
     next: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class StepRun:
-    """What one step did."""
+    """What one step did.
+
+    skipped : why it did nothing; empty where it ran
+    """
 
     verb: str
     command: str
     result: Any
     seconds: float
+    skipped: str = ""
 
 
 @dataclass(frozen=True)
@@ -123,12 +148,26 @@ class _Page(BaseModel):
     name: str = Field(min_length=1)
     description: str = ""
     lake: str = Field(min_length=1)
-    steps: list[dict[str, dict[str, Any] | None]] = Field(min_length=1)
+    variables: dict[str, Any] = {}
+    steps: list[dict[str, Any]] = Field(min_length=1)
     next: list[str] = []
 
 
-def load_recipe(path: str | os.PathLike[str]) -> Recipe:
+def load_recipe(
+    path: str | os.PathLike[str],
+    *,
+    set: Mapping[str, Any] | None = None,
+    catalog: Catalog | None = None,
+) -> Recipe:
     """Read and check a recipe.
+
+    Parameters
+    ----------
+    path : str or path
+    set : mapping, optional
+        Values of variables, `lake` among them.
+    catalog : Catalog, optional
+        What defaults such as `${dataset.model}` are looked up in.
 
     Raises
     ------
@@ -143,33 +182,86 @@ def load_recipe(path: str | os.PathLike[str]) -> Recipe:
         page = _Page.model_validate(file.content)
     except ValidationError as error:
         raise _explained(file, [], error, list(_Page.model_fields)) from None
-    steps = []
-    for number, content in enumerate(page.steps):
-        keys: list[str | int] = ["steps", number]
-        if len(content) != 1:
-            raise file.error(keys, f"expected one verb with its parameters, got {', '.join(content) or 'nothing'}")
-        verb, given = next(iter(content.items()))
-        if verb not in VERBS:
-            raise file.error([*keys, verb], _unknown("verb", verb, list(VERBS)))
-        model = _parameters(verb)
-        try:
-            model.model_validate(given or {})
-        except ValidationError as error:
-            raise _explained(file, [*keys, verb], error, list(model.model_fields)) from None
-        steps.append(Step(verb, dict(given or {})))
-    return Recipe(file.path, page.name, page.description, page.lake, tuple(steps), tuple(page.next))
+    variables = resolve(file, page.variables, page.lake, set or {}, functools.partial(_catalog, catalog))
+    steps = [_step(file, variables, number, content) for number, content in enumerate(page.steps)]
+    following = [str(variables.filled(line, ["next", place])) for place, line in enumerate(page.next)]
+    lake, description = variables.values["lake"], variables.filled(page.description, ["description"])
+    return Recipe(file.path, page.name, description, lake, variables.values, tuple(steps), tuple(following))
+
+
+def _step(file: YamlFile, variables: Variables, number: int, content: Mapping[str, Any]) -> Step:
+    """Return a step of a recipe with its variables filled in."""
+    keys: list[str | int] = ["steps", number]
+    named = [key for key in content if key not in _CONDITIONS]
+    if len(named) != 1:
+        raise file.error(keys, f"expected one verb with its parameters, got {', '.join(named) or 'nothing'}")
+    verb = named[0]
+    keys.append(verb)
+    if verb not in VERBS:
+        raise file.error(keys, _unknown("verb", verb, list(VERBS)))
+    given = content[verb] or {}
+    if not isinstance(given, dict):
+        raise file.error(keys, f"expected parameters and their values, got {str(given)[:60]!r}")
+    model = _parameters(verb)
+    for name in given:
+        if name not in model.model_fields:
+            raise file.error([*keys, name], _unknown("key", str(name), list(model.model_fields)))
+    filled = variables.filled(given, keys)
+    skipped = _why_skipped(file, variables, number, content)
+    if skipped:
+        return Step(verb, filled, skipped)
+    try:
+        model.model_validate(filled)
+    except ValidationError as error:
+        missing = [problem["loc"][0] for problem in error.errors() if problem["type"] == "missing"]
+        for name in missing:
+            if name in given:
+                empty = " and ".join(variables.named_in(given[name]))
+                raise file.error([*keys, name], f"{empty} is empty; {variables.hint(given[name])}") from None
+        raise _explained(_with_step(file, number, verb, filled), keys, error, list(model.model_fields)) from None
+    return Step(verb, filled)
+
+
+_CONDITIONS = ("when", "unless")
+
+
+def _why_skipped(file: YamlFile, variables: Variables, number: int, content: Mapping[str, Any]) -> str:
+    """Return why the conditions of a step are not met; empty if they are."""
+    for condition in _CONDITIONS:
+        if condition not in content:
+            continue
+        value, keys = content[condition], ["steps", number, condition]
+        names = variables.named_in(value)
+        if not names or not isinstance(value, str):
+            raise file.error(keys, f"expected variables such as ${{embeddings}}, got {str(value)[:60]!r}")
+        filled = variables.filled(value, keys)
+        if condition == "when" and filled is None:
+            return (
+                f"{' and '.join(names)} {'is' if len(names) == 1 else 'are'} empty; {variables.hint(value)} to run it"
+            )
+        if condition == "unless" and filled is not None:
+            return f"{' or '.join(names)} is given ({str(filled)[:60]})"
+    return ""
+
+
+def _with_step(file: YamlFile, number: int, verb: str, filled: Any) -> YamlFile:
+    """Return a recipe's file as if a step had been written with the values of its variables."""
+    steps = list(file.content["steps"])
+    steps[number] = {verb: filled}
+    return dataclasses.replace(file, content={**file.content, "steps": steps})
 
 
 def run(
     recipe: str | os.PathLike[str],
     *,
     lake: str | os.PathLike[str] | None = None,
+    set: Mapping[str, Any] | None = None,
     steps: Sequence[str] | None = None,
     dry_run: bool = False,
     quiet: bool = False,
     say: Say | None = None,
     catalog: Catalog | None = None,
-    begun: Callable[[str], None] | None = None,
+    begun: Callable[[str, str], None] | None = None,
     done: Callable[[str, Any, Mapping[str, Any]], None] | None = None,
 ) -> RecipeRun:
     """Run the steps of a recipe in order; what is done already is left alone.
@@ -179,13 +271,16 @@ def run(
     recipe : str or path
         A YAML file.
     lake : str or path, optional
-        Instead of the recipe's own.
+        Instead of the recipe's own; the same as setting the variable `lake`.
+    set : mapping, optional
+        Values of the recipe's variables.
     steps : sequence of str, optional
         Only these: verbs (`encode`, `sae train`) or numbers from 1.
     dry_run : bool
         Check the recipe and give the command lines; run nothing.
     begun, done : callable, optional
-        Called with each step's command line before it, and with its verb, result and parameters after it.
+        Called with each step's command line before it (and why it is skipped, or nothing), and with its verb, result
+        and parameters after it.
 
     Raises
     ------
@@ -197,8 +292,13 @@ def run(
     >>> run("pipelines/taste.yaml").seconds  # doctest: +SKIP
     31.4
     """
-    loaded = load_recipe(recipe)
-    place = loaded.lake if lake is None else os.fspath(lake)
+    settings = dict(set or {})
+    if lake is not None and settings.setdefault("lake", os.fspath(lake)) != os.fspath(lake):
+        raise InputError(
+            f"--lake {os.fspath(lake)} and --set lake={settings['lake']} were given; leave one of them out"
+        )
+    loaded = load_recipe(recipe, set=settings, catalog=catalog)
+    place = loaded.lake
     chosen = _chosen(loaded, steps)
     before = 0 if dry_run else _stored_bytes(place, catalog)
     started = time.monotonic()
@@ -206,9 +306,9 @@ def run(
     for number, step in chosen:
         command = step.command(place)
         if begun is not None:
-            begun(command)
-        if dry_run:
-            finished.append(StepRun(step.verb, command, None, 0.0))
+            begun(command, step.skipped)
+        if dry_run or step.skipped:
+            finished.append(StepRun(step.verb, command, None, 0.0, step.skipped))
             continue
         step_started = time.monotonic()
         verb = VERBS[step.verb]
@@ -252,12 +352,14 @@ def command_line(verb: str, lake: str, parameters: Mapping[str, Any]) -> str:
         if name == argument or value is None or value is False:
             continue
         words.append(f"--{name.replace('_', '-')}")
-        if value is not True:
+        if isinstance(value, dict):
+            words += [f"{key}={item}" for key, item in value.items()]
+        elif value is not True:
             words += [str(item) for item in (value if isinstance(value, list | tuple) else [value])]
     return shlex.join(words)
 
 
-@cache
+@functools.cache
 def _parameters(verb: str) -> type[BaseModel]:
     """Return a model of the parameters that a verb takes in a recipe, from its signature."""
     function = VERBS[verb]
@@ -335,6 +437,14 @@ def _refuse_sexagesimal(file: YamlFile) -> None:
         elif isinstance(node, yaml.ScalarNode) and ":" in node.value and node.tag.endswith((":int", ":float")):
             line = node.start_mark.line + 1
             raise InputError(f"{file.path}:{line}: {node.value} is a number to YAML; put it in quotes")
+
+
+def _catalog(catalog: Catalog | None) -> Catalog:
+    if catalog is not None:
+        return catalog
+    from saestore.catalogs import load_catalog
+
+    return load_catalog()
 
 
 def _stored_bytes(place: str, catalog: Catalog | None) -> int:

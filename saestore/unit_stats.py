@@ -38,8 +38,9 @@ class UnitStats:
     over : which rows are counted, in words
     n_rows, n_samples : how many, and the samples that have one
 
-    Arrays are (d_sae,) where nothing else is said; what
-    is of active values is NaN for a unit that is never active.
+    units : (m,) int64, original ids of the units
+
+    Arrays are (m,) where nothing else is said; what is of active values is NaN for a unit that is never active.
 
     Examples
     --------
@@ -52,7 +53,7 @@ class UnitStats:
         key: CodesKey,
         read: Callable[[str], NDArray[Any]],
         *,
-        d_sae: int,
+        units: NDArray[np.int64],
         over: str,
         n_rows: int,
         n_samples: int,
@@ -64,13 +65,32 @@ class UnitStats:
         self.n_samples = n_samples
         self.percentile_levels = tuple(percentile_levels)
         self._read = read
-        self._d_sae = d_sae
+        self.units = units
 
     def __len__(self) -> int:
-        return self._d_sae
+        return len(self.units)
 
     def __repr__(self) -> str:
         return f"<UnitStats {self.key.path}: {len(self)} units, over {self.n_rows} rows ({self.over})>"
+
+    def of_units(self, units: NDArray[np.int64]) -> UnitStats:
+        """Return the statistics of some of the units.
+
+        Parameters
+        ----------
+        units : (m,) int64
+            Original ids; all of them are among `self.units`, which ascend.
+        """
+        places = np.searchsorted(self.units, units)
+        return UnitStats(
+            self.key,
+            lambda name: self._read(name)[places],
+            units=units,
+            over=self.over,
+            n_rows=self.n_rows,
+            n_samples=self.n_samples,
+            percentile_levels=self.percentile_levels,
+        )
 
     @classmethod
     def of_group(cls, group: RowGroup, key: CodesKey) -> UnitStats:
@@ -80,7 +100,7 @@ class UnitStats:
         return cls(
             key,
             group.read,
-            d_sae=group.grid.rows,
+            units=np.arange(group.grid.rows),
             over=f"{own['split']}{special}",
             n_rows=own["rows"],
             n_samples=own["samples"],
@@ -160,7 +180,7 @@ class UnitStats:
 
     @cached_property
     def percentiles(self) -> NDArray[np.float32]:
-        """Percentiles of the active values, (d_sae, p), at `percentile_levels`.
+        """Percentiles of the active values, (m, p), at `percentile_levels`.
 
         A percentile is one of the values: the smallest that at least this part of the active values does not exceed
         (the method `inverted_cdf` of `numpy.quantile`).
@@ -211,7 +231,7 @@ class UnitStats:
         if name not in self.column_names:
             raise InputError(f"column {name!r} is unknown; {nearest(name, self.column_names, 'columns')}")
         if name == "unit":
-            return np.arange(len(self))
+            return self.units
         if hasattr(type(self), name):
             values: NDArray[Any] = getattr(self, name)
             return values
@@ -261,11 +281,11 @@ class UnitStats:
             if high is not None:
                 kept &= values <= high
             kept &= ~np.isnan(values)
-        units = np.flatnonzero(kept)
-        values = self.column(sort_by)[units].astype(np.float64)
+        places = np.flatnonzero(kept)
+        values = self.column(sort_by)[places].astype(np.float64)
         order = np.argsort(-values if descending else values, kind="stable")
-        units = units[order[:limit]]
-        return {name: self.column(name)[units] for name in self.column_names}
+        places = places[order[:limit]]
+        return {name: self.column(name)[places] for name in self.column_names}
 
 
 _COLUMNS = ("unit", "count", "samples", "fraction", "mean", "mean_all", "min")

@@ -16,6 +16,7 @@ from numpy.typing import DTypeLike, NDArray
 from xarray.backends import BackendEntrypoint
 
 from saestore._lazy_rows import (
+    ActiveUnits,
     Column,
     DenseActivations,
     DenseCodes,
@@ -34,7 +35,6 @@ from saestore.codes import Codes
 from saestore.context import Place, places_of
 from saestore.engine.arrays import dense_chunk_rows
 from saestore.errors import InputError, IntegrityError, MissingError, SaestoreError
-from saestore.kernels.densify import unit_lookup
 from saestore.lake import Lake
 from saestore.layout import (
     ACTIVATIONS,
@@ -74,6 +74,7 @@ class SaestoreBackend(BackendEntrypoint):
         *,
         drop_variables: str | Iterable[str] | None = None,
         units: Units | None = None,
+        view: str | None = None,
         memory: str | int | None = None,
         holes: Holes = "error",
         storage_options: Mapping[str, Any] | None = None,
@@ -87,8 +88,11 @@ class SaestoreBackend(BackendEntrypoint):
             `activations/<sample_type>`, or `<lake>/data/<dataset>/samples`, on any storage.
         drop_variables : str or iterable of str, optional
         units : sequence of int, optional
-            Original unit ids to densify, in this order; default all. With `chunks`, name the units here: Dask hands a
-            slice or a single unit chosen later down to the reader, but not a list, and would densify all units first.
+            Original unit ids to densify, in this order; default all, of a view those it keeps. With `chunks`, name the
+            units here: Dask hands a slice or a single unit chosen later down to the reader, but not a list, and would
+            densify all units first.
+        view : str, optional
+            A view of the codes; see `saestore.codes.Codes.view`.
         memory : str or int, optional
             The most that one read may take, such as `4GiB`; default 60 % of the memory that is free then. With
             `chunks` it holds for each Dask chunk.
@@ -110,12 +114,12 @@ class SaestoreBackend(BackendEntrypoint):
         Raises
         ------
         MissingError
-            There is no such lake, group or unit.
+            There is no such lake, group, view or unit.
         InputError
             The URL is not that of a group which this engine opens, or an option is unknown.
         """
         storage, path = _locate(filename_or_obj, storage_options)
-        opened = _open_group(_Axes(storage), path, units=units, memory=memory, holes=holes)
+        opened = _open_group(_Axes(storage), path, units=units, view=view, memory=memory, holes=holes)
         if opened is None:
             raise InputError(
                 f"{path or storage.url} is not codes/<sae>/<sample_type>, activations/<sample_type> or samples; "
@@ -170,7 +174,7 @@ class SaestoreBackend(BackendEntrypoint):
         for path in paths:
             # A listed folder without a document is a group whose creation was cut short.
             if f"{path}/".startswith(f"{base}/" if base else "") and read_document(storage, path) is not None:
-                opened = _open_group(axes, path, units=None, memory=memory, holes=holes)
+                opened = _open_group(axes, path, units=None, view=None, memory=memory, holes=holes)
                 assert opened is not None
                 groups["/" + path.removeprefix(base).strip("/")] = _drop(opened, drop_variables)
         if not groups:
@@ -199,7 +203,7 @@ def to_xarray(
     ----------
     codes : Codes
     units : sequence of int, optional
-        Original unit ids, in the order of the columns; default all.
+        Original unit ids, in the order of the columns; default all, of a view those it keeps.
     memory : str or int, optional
         The most that one read may take; default 60 % of the free memory.
     holes : {"error", "nan"}
@@ -219,8 +223,7 @@ def to_xarray(
     >>> dataset = to_xarray(codes, units=[3, 8])  # doctest: +SKIP
     >>> dataset["codes"].isel(row=slice(0, 100)).sum("row").values  # doctest: +SKIP
     """
-    whole = Codes(codes.group, codes.key)
-    dataset = _codes_dataset(whole, _Axes(codes.group.storage), units=units, memory=memory, holes=holes)
+    dataset = _codes_dataset(codes.all_rows, _Axes(codes.group.storage), units=units, memory=memory, holes=holes)
     return dataset.isel(row=codes.selection.rows()) if codes.is_selection else dataset
 
 
@@ -286,7 +289,7 @@ class SaestoreAccessor:
 
 
 def _open_group(
-    axes: _Axes, path: str, *, units: Units | None, memory: str | int | None, holes: Holes
+    axes: _Axes, path: str, *, units: Units | None, view: str | None, memory: str | int | None, holes: Holes
 ) -> xr.Dataset | None:
     """Open the group at a path, or return None where the path is not that of a group this engine knows."""
     parts = path.split("/")
@@ -294,9 +297,13 @@ def _open_group(
         code_key = CodesKey(parts[1], parts[2], parts[3], parts[5], parts[6])
         if code_key.path == path:
             codes = Codes.open(axes.storage, code_key)
+            codes = codes if view is None else codes.view(view)
             return _codes_dataset(codes, axes, units=units, memory=memory, holes=holes)
-    if units is not None:
-        raise InputError(f"units= chooses units of codes; {path or 'a lake'} is not one SAE's codes, open it without")
+    if units is not None or view is not None:
+        option = "view" if units is None else "units"
+        raise InputError(
+            f"{option}= chooses units of codes; {path or 'a lake'} is not one SAE's codes, open it without"
+        )
     if len(parts) == 6 and parts[4] == ACTIVATIONS:
         key = ActivationsKey(parts[1], parts[2], parts[3], parts[5])
         if key.path == path:
@@ -310,19 +317,27 @@ def _codes_dataset(
     codes: Codes, axes: _Axes, *, units: Units | None, memory: str | int | None, holes: Holes
 ) -> xr.Dataset:
     _check_options(memory, holes)
-    chosen = None if units is None else _check_units(units, codes.d_sae)
-    width = codes.d_sae if chosen is None else chosen.size
+    chosen = None if units is None else _check_units(units, codes)
+    unit = codes.kept_units if chosen is None else chosen
+    width = unit.size
     chunk = dense_chunk_rows(codes.group.grid, width * 4)
     block = LazyRows(DenseCodes(codes, chosen, memory, holes), (codes.n_rows, width), np.float32)
-    l0 = LazyRows(Column(codes.group, "l0", holes), (codes.n_rows,), np.uint32 if holes == "error" else np.float32)
-    unit = np.arange(codes.d_sae) if chosen is None else chosen
+    active: Reader = Column(codes.group, "l0", holes) if codes.view_name is None else ActiveUnits(codes, holes)
+    l0 = LazyRows(active, (codes.n_rows,), np.uint32 if holes == "error" else np.float32)
+    view = {} if codes.view_name is None else {"view": codes.view_name}
     return xr.Dataset(
         {
             "codes": lazy_variable(("row", "unit"), block, {"row": chunk, "unit": width}, uncached=True),
             "l0": lazy_variable(("row",), l0, {"row": chunk}),
         },
         coords={"unit": ("unit", unit), **_row_coordinates(axes, codes.key, codes.n_rows, chunk)},
-        attrs={**_attributes(codes.group.storage, codes.key), "sae": codes.key.sae, "d_sae": codes.d_sae, "k": codes.k},
+        attrs={
+            **_attributes(codes.group.storage, codes.key),
+            "sae": codes.key.sae,
+            "d_sae": codes.d_sae,
+            "k": codes.k,
+            **view,
+        },
     )
 
 
@@ -426,11 +441,11 @@ def _check_options(memory: str | int | None, holes: str) -> None:
         raise InputError(f"holes {holes!r} is unknown; choose from {', '.join(get_args(Holes))}")
 
 
-def _check_units(units: Units, d_sae: int) -> NDArray[np.int64]:
+def _check_units(units: Units, codes: Codes) -> NDArray[np.int64]:
     chosen = np.asarray(units)
     if chosen.ndim != 1 or chosen.size == 0 or chosen.dtype.kind not in "iu":
         raise InputError(f"units {units!r:.60} is not a list of unit numbers; give one such as units=[7, 12]")
-    unit_lookup(chosen, d_sae)
+    codes.check_units(chosen.astype(np.int64))
     return chosen.astype(np.int64)
 
 

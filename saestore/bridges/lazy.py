@@ -77,8 +77,10 @@ def csc_blocks(csc: Callable[[Places, NDArray[np.int64]], Any], counts: NDArray[
     return lazy_array(matrix, ([count(rows)], widths), sparse.csc_matrix((0, 0), dtype=np.float32))
 
 
-def annotated(x: DaskArray, axis: RowAxis, rows: Places, uns: Mapping[str, Any]) -> AnnData:
-    """Return AnnData of a matrix whose rows are rows of an axis, and whose columns are all units."""
+def annotated(
+    x: DaskArray, axis: RowAxis, rows: Places, units: NDArray[np.int64], uns: Mapping[str, Any]
+) -> AnnData:
+    """Return AnnData of a matrix whose rows are rows of an axis, and whose columns are units."""
     anndata = imported("anndata", "to_anndata")
     import pandas as pd
 
@@ -91,7 +93,6 @@ def annotated(x: DaskArray, axis: RowAxis, rows: Places, uns: Mapping[str, Any])
     numbers = np.arange(rows.start, rows.stop) if isinstance(rows, slice) else rows
     labels = RowLabels(axis, rows)
     obs = pd.DataFrame(labels.categorical(labels.of(numbers)), index=numbers.astype(str).astype(object))
-    units = np.arange(x.shape[1])
     var = pd.DataFrame({"unit": units}, index=units.astype(str).astype(object))
     return anndata.AnnData(X=x, obs=obs, var=var, uns=dict(uns))
 

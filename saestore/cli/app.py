@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from saestore.cli import making, reading, running, saes
+from saestore.cli import concepts, labelling, making, pruning, reading, running, saes
 
 app = typer.Typer(
     name="saestore",
@@ -26,10 +26,16 @@ COMMANDS: Mapping[str, Callable[..., None]] = {
     "import": making.import_,
     "encode": making.encode,
     "index": making.index,
+    "label": labelling.label,
     "status": reading.status,
     "show": reading.show,
     "top": reading.top,
     "stats": reading.stats,
+    "prune": pruning.prune,
+    "thresholds": concepts.thresholds,
+    "detect": concepts.detect,
+    "localise": concepts.localise,
+    "compare": concepts.compare,
     "dense": reading.dense,
     "run": running.run,
 }

@@ -20,6 +20,7 @@ from saestore.cli.options import (
     SampleTypes,
     Scheduler,
     StoredModel,
+    fractions,
     perform,
     say_on_stderr,
 )
@@ -52,6 +53,10 @@ def extract(
     text_path: Annotated[str | None, typer.Option(metavar="COLUMN", help="Of a file: paths of texts.")] = None,
     id: Annotated[str | None, typer.Option(metavar="COLUMN", help="Of a file: sample ids.")] = None,
     split: Annotated[str | None, typer.Option(metavar="COLUMN", help="Of a file: train, cal or test.")] = None,
+    splits: Annotated[
+        list[str] | None,
+        typer.Option(metavar="SPLIT=PART...", help="For samples without splits, such as train=0.6 cal=0.2 test=0.2."),
+    ] = None,
     labels: Annotated[
         list[str] | None, typer.Option(metavar="COLUMN...", help="Of a file: labels; * and ? match several.")
     ] = None,
@@ -88,6 +93,7 @@ def extract(
             text_path=text_path,
             id=id,
             split=split,
+            splits=fractions(splits, "--splits"),
             labels=labels or None,
             root=root,
             max_length=max_length,
@@ -119,6 +125,10 @@ def import_(
     ] = None,
     samples: Annotated[
         str | None, typer.Option(metavar="NAME", help="The samples: a catalog name, a table or a folder.")
+    ] = None,
+    splits: Annotated[
+        list[str] | None,
+        typer.Option(metavar="SPLIT=PART...", help="For samples without splits, such as train=0.6 cal=0.2 test=0.2."),
     ] = None,
     append: Annotated[
         bool, typer.Option("--append", help="The rows are of new samples, which follow those of the dataset.")
@@ -155,6 +165,7 @@ def import_(
             per_sample=per_sample,
             offsets=offsets,
             samples=samples,
+            splits=fractions(splits, "--splits"),
             append=append,
             hook_name=hook_name,
             dtype=dtype,

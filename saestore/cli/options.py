@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 import typer
 
 from saestore.cli import present
 from saestore.cli.tables import json_text
+from saestore.errors import InputError
 
 LakeArgument = Annotated[str, typer.Argument(metavar="LAKE", help="Path, URL, or a lake's name in the catalog.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on stdout.")]
@@ -28,6 +29,7 @@ SampleTypes = Annotated[
 ]
 StoredModel = Annotated[str | None, typer.Option(metavar="NAME", help="A model of the lake.")]
 Sae = Annotated[str | None, typer.Option(metavar="NAME", help="An SAE of the lake.")]
+View = Annotated[str | None, typer.Option(metavar="NAME", help="Only the units of a view; see prune.")]
 Units = Annotated[list[int] | None, typer.Option(metavar="UNIT...", help="Original unit ids.")]
 Rows = Annotated[str | None, typer.Option(metavar="ROWS", help="Such as 0:5, :100, 7 or 3,8,21.")]
 Device = Annotated[str, typer.Option(metavar="DEVICE", help="auto, cpu, cuda, cuda:1 or mps.")]
@@ -44,6 +46,28 @@ def perform(verb: str, work: Callable[[], Any], options: dict[str, Any], *, json
     code = present.exit_code(verb, result)
     if code:
         raise typer.Exit(code)
+
+
+def settings(words: Sequence[str] | None, option: str) -> dict[str, str] | None:
+    """Return what `name=value` words say, None for none (InputError for other words)."""
+    found: dict[str, str] = {}
+    for word in words or ():
+        name, equals, value = word.partition("=")
+        if not name or not equals:
+            raise InputError(f"{option} {word} is not a setting; write it as {option} NAME=VALUE")
+        if name in found:
+            raise InputError(f"{option} gives {name} twice, {found[name]!r} and {value!r}; give it once")
+        found[name] = value
+    return found or None
+
+
+def fractions(words: Sequence[str] | None, option: str) -> dict[str, float] | None:
+    """Return what `name=number` words say, None for none (InputError for other words)."""
+    found = settings(words, option)
+    try:
+        return None if found is None else {name: float(value) for name, value in found.items()}
+    except ValueError:
+        raise InputError(f"{option} {' '.join(words or ())}: a part is no number; give it like 0.6") from None
 
 
 def say_on_stderr(quiet: bool) -> Callable[[str], None]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from saestore.budget import readable_bytes
+from saestore.cli import present_concepts
 from saestore.cli.tables import plain, table
 from saestore.layout import DATA
 from saestore.progress import clock
@@ -16,8 +17,9 @@ if TYPE_CHECKING:
     from saestore.extraction.writer import ExtractResult
     from saestore.formats.importer import ImportResult
     from saestore.indexing.writer import IndexResult
+    from saestore.labelling.writer import LabelResult
     from saestore.lake import Lake
-    from saestore.verbs import CatalogRow, LakeStatus, SAESummary, ShownRows, TopUnits, Training, UnitTable
+    from saestore.verbs import CatalogRow, LakeStatus, Pruned, SAESummary, ShownRows, TopUnits, Training, UnitTable
 
 Options = Mapping[str, Any]
 
@@ -44,8 +46,8 @@ def document(verb: str, result: Any) -> Any:
         return {
             **plain(result),
             "steps": [
-                {"verb": step.verb, "command": step.command, "seconds": step.seconds}
-                | {"result": document(step.verb, step.result)}
+                {"verb": step.verb, "command": step.command, "seconds": step.seconds, "skipped": step.skipped}
+                | {"result": None if step.result is None else document(step.verb, step.result)}
                 for step in result.steps
             ],
         }
@@ -53,7 +55,8 @@ def document(verb: str, result: Any) -> Any:
 
 
 def exit_code(verb: str, result: Any) -> int:
-    """Return 1 where a status says that something is partial, 3 where an encode or an index left something out, else 0.
+    """Return 1 where a status says that something is partial or a comparison that something differs, 3 where an encode
+    or an index left something out, else 0.
 
     Of a recipe, the largest of its steps' codes.
     """
@@ -63,6 +66,8 @@ def exit_code(verb: str, result: Any) -> int:
         return 3 if any(row.state == "left out" for row in result) else 0
     if verb == "run":
         return max((exit_code(step.verb, step.result) for step in result.steps if step.result is not None), default=0)
+    if verb == "compare":
+        return 0 if all(found.is_equal for found in result) else 1
     return 1 if verb == "status" and not result.complete else 0
 
 
@@ -210,6 +215,15 @@ def _index(result: list[IndexResult], options: Options) -> str:
     return "\n".join([table(["codes", "rows", "indexed", "entries"], rows), f"{done:,} rows indexed", *lines])
 
 
+def _label(result: LabelResult, options: Options) -> str:
+    rows = [[count.concept, count.samples, count.yes, count.no, count.unlabelled] for count in result.concepts]
+    what = f"positions of {result.dataset}: {result.path}"
+    done = f"{result.labelled_rows:,} of {result.rows:,} {what}, labelled"
+    if not result.labelled_rows:
+        done = f"nothing to do: all {result.rows:,} {what}, are labelled"
+    return f"{table(['concept', 'samples', 'yes', 'no', 'unlabelled'], rows)}\n{done}"
+
+
 def _show(result: ShownRows, options: Options) -> str:
     lines = [f"SAE {result.sae}, {result.layer}, {result.sample_type}"]
     for row in result.rows:
@@ -257,10 +271,38 @@ def _stats(result: list[UnitTable], options: Options) -> str:
     return "\n\n".join(parts)
 
 
+def _prune(result: list[Pruned], options: Options) -> str:
+    names = list(dict.fromkeys(name for view in result for name in view.removed))
+    rows = [
+        [
+            view.dataset,
+            view.rows,
+            view.active,
+            *(view.removed.get(name, 0) for name in names),
+            view.kept,
+            ", ".join(f"{name} {value:.4g}" for name, value in view.criteria.items())
+            + ("" if view.strength is None else f", p99 >= {view.strength:.4g}"),
+        ]
+        for view in result
+    ]
+    first = result[0]
+    source = f"of view {first.parent}" if first.parent else f"of {first.d_sae:,} units"
+    lines = [
+        f"view {first.view} {source}: SAE {first.sae}, {first.layer}, {first.sample_type}, over split {first.split}"
+        + (", legacy rows and percentiles" if first.legacy else ""),
+        table(["dataset", "rows", "active", *(f"- {name}" for name in names), "kept", "criteria"], rows),
+    ]
+    return "\n".join(lines)
+
+
 def _dense(result: Any, options: Options) -> str:
     if hasattr(result, "codes"):
         return _dense_block(result)
-    return f"{result.path}: {result.rows:,} rows x {result.units:,} units, {readable_bytes(result.bytes)}"
+    rate = readable_bytes(result.bytes / max(result.seconds, 1e-9))
+    return (
+        f"{result.path}: {result.rows:,} rows x {result.units:,} units, {readable_bytes(result.bytes)} "
+        f"in {clock(result.seconds)} ({rate}/s)\n{result.units_file}: the original unit of each column"
+    )
 
 
 def _dense_block(block: Any) -> str:
@@ -293,13 +335,15 @@ def _dense_document(block: Any) -> dict[str, Any]:
 
 
 def _run(result: Any, options: Options) -> str:
+    skipped = sum(bool(step.skipped) for step in result.steps)
+    steps = _plural(len(result.steps) - skipped, "step") + (f" ({skipped} skipped)" if skipped else "")
     if result.dry_run:
-        return f"{_count(result.steps, 'step')}; nothing was run"
+        return f"{steps}; nothing was run"
     held = ", ".join(
         f"{count:,} {what.removesuffix('s') if count == 1 else what}" for what, count in result.holds.items() if count
     )
     lines = [
-        f"{result.name}: {_count(result.steps, 'step')} in {clock(result.seconds)}",
+        f"{result.name}: {steps} in {clock(result.seconds)}",
         f"the lake {result.lake} holds {held}; {readable_bytes(result.stored_bytes)} in all, "
         f"{readable_bytes(result.added_bytes)} made by this run",
     ]
@@ -326,10 +370,16 @@ _TEXTS: dict[str, Callable[[Any, Options], str]] = {
     "sae train": _sae_train,
     "encode": _encode,
     "index": _index,
+    "label": _label,
     "status": _status,
     "show": _show,
     "top": _top,
     "stats": _stats,
+    "prune": _prune,
+    "thresholds": present_concepts.thresholds,
+    "detect": present_concepts.detect,
+    "localise": present_concepts.localise,
+    "compare": present_concepts.compare,
     "dense": _dense,
     "run": _run,
 }

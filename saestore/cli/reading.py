@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -21,6 +20,7 @@ from saestore.cli.options import (
     Scheduler,
     StoredModel,
     Units,
+    View,
     perform,
     say_on_stderr,
 )
@@ -69,6 +69,7 @@ def show(
     layer: Layer = None,
     sample_type: SampleType = None,
     model: StoredModel = None,
+    view: View = None,
     units: Annotated[int, typer.Option("--units", metavar="N", help="Units per row.")] = 5,
     json: Json = False,
 ) -> None:
@@ -89,6 +90,7 @@ def show(
             layer=layer,
             sample_type=sample_type,
             model=model,
+            view=view,
             units=units,
         ),
         {},
@@ -109,6 +111,7 @@ def top(
     layer: Layer = None,
     sample_type: SampleType = None,
     model: StoredModel = None,
+    view: View = None,
     json: Json = False,
 ) -> None:
     """Show units with the rows where they are most active, the token marked; without --units, five are picked.
@@ -132,6 +135,7 @@ def top(
             layer=layer,
             sample_type=sample_type,
             model=model,
+            view=view,
         ),
         {},
         json=json,
@@ -154,6 +158,7 @@ def stats(
     layer: Layer = None,
     sample_type: SampleType = None,
     model: StoredModel = None,
+    view: View = None,
     memory: Memory = None,
     scheduler: Scheduler = None,
     quiet: Quiet = False,
@@ -183,6 +188,7 @@ def stats(
             layer=layer,
             sample_type=sample_type,
             model=model,
+            view=view,
             memory=memory,
             scheduler=scheduler,
             quiet=quiet,
@@ -200,18 +206,30 @@ def dense(
     layer: Layer = None,
     sample_type: SampleType = None,
     model: StoredModel = None,
+    view: View = None,
     rows: Rows = None,
+    split: Annotated[str | None, typer.Option(metavar="SPLIT", help="Only rows of train, cal or test.")] = None,
+    where: Annotated[str | None, typer.Option(metavar="EXPRESSION", help="Only rows that meet it.")] = None,
+    special: Annotated[
+        bool | None, typer.Option("--special/--no-special", help="Only special tokens, or only others; default both.")
+    ] = None,
     units: Units = None,
+    dtype: Annotated[str, typer.Option(metavar="TYPE", help="float32 or float16.")] = "float32",
     memory: Memory = None,
-    out: Annotated[Path | None, typer.Option(help="Write .npy, .npz, .csv or .parquet instead.")] = None,
+    out: Annotated[
+        str | None,
+        typer.Option(metavar="PATH", help="Write .npy, .npz, .pt, .zarr, .parquet or .csv instead, of any size."),
+    ] = None,
+    quiet: Quiet = False,
     json: Json = False,
 ) -> None:
-    """Print a dense block of rows and units with xarray, or write it to a file.
+    """Print a dense block of rows and units with xarray, or write it to a file of any size.
 
     \b
     Examples:
       saestore dense demo/lake 5_hist_fig_ismale --rows 0:8 --units 7 1234
       saestore dense demo/lake 5_hist_fig_ismale --units 7 1234 --out units.parquet
+      saestore dense demo/lake 5_hist_fig_ismale --view strong --split train --no-special --out train.pt
     """
     perform(
         "dense",
@@ -222,10 +240,16 @@ def dense(
             layer=layer,
             sample_type=sample_type,
             model=model,
+            view=view,
             rows=rows,
+            split=split,
+            where=where,
+            special=special,
             units=units or None,
+            dtype=dtype,  # type: ignore[arg-type]
             memory=memory,
             out=out,
+            quiet=quiet,
         ),
         {},
         json=json,

@@ -15,12 +15,16 @@ from saestore.cli.options import (
     Quiet,
     perform,
     say_on_stderr,
+    settings,
 )
 
 
 def run(
     recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML file of verbs.")],
     lake: Annotated[str | None, typer.Option(metavar="LAKE", help="Instead of the recipe's own.")] = None,
+    set: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE...", help="Values of the recipe's variables.")
+    ] = None,
     steps: Annotated[
         list[str] | None, typer.Option(metavar="STEP...", help="Only these: verbs, or numbers from 1.")
     ] = None,
@@ -34,13 +38,15 @@ def run(
     Examples:
       saestore run pipelines/quickstart.yaml
       saestore run pipelines/quickstart.yaml --steps encode status --lake other/lake
-      saestore run pipelines/quickstart.yaml --dry-run
+      saestore run pipelines/concept_detection.yaml --set dataset=Coco embeddings=coco.pt --dry-run
     """
     # The steps' own output is the progress of a recipe: on stdout for people, and on stderr beside JSON.
     stream = sys.stderr if json else sys.stdout
 
-    def begun(command: str) -> None:
-        typer.echo(f"$ {command}", file=stream)
+    def begun(command: str, skipped: str) -> None:
+        words = command.split()
+        verb = " ".join(words[1:3] if words[1] == "sae" else words[1:2])
+        typer.echo(f"skipped: {verb}: {skipped}\n" if skipped else f"$ {command}", file=stream)
 
     def done(verb: str, result: Any, options: Any) -> None:
         typer.echo(f"{present.text(verb, result, options)}\n", file=stream)
@@ -50,6 +56,7 @@ def run(
         lambda: recipes.run(
             recipe,
             lake=lake,
+            set=settings(set, "--set"),
             steps=steps or None,
             dry_run=dry_run,
             quiet=quiet,

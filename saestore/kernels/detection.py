@@ -44,7 +44,7 @@ def confusion(
 
     References
     ----------
-    concepts.md, sections 6.1 and 6.2.
+    docs/concepts.md
     """
     shape = thresholds.shape
     tp, fp = np.zeros(shape, dtype=np.int32), np.zeros(shape, dtype=np.int32)
@@ -80,13 +80,13 @@ def _confusion(
             sample = np.int64(sample_of_row[rows[entry]])
             if sample != last:
                 if last >= 0:
-                    keys[held] = sort_key(most, last)
+                    keys[held] = sort_key(most, last)  # type: ignore[arg-type]
                     held += 1
                 last, most = sample, value
             elif value > most:
                 most = value
         if last >= 0:
-            keys[held] = sort_key(most, last)
+            keys[held] = sort_key(most, last)  # type: ignore[arg-type]
             held += 1
         ordered = keys[:held]
         ordered.sort()

@@ -1,8 +1,8 @@
 """Thresholds of concepts: exact quantiles of a unit's active values over the rows that have a concept.
 
-A threshold at percentile p is the (1 - p) quantile with linear interpolation (numpy's `linear`) of the values with which
-the unit is active where the concept is: a part p of these is at or above it. Where the unit is never active there, nothing
-can be learned and the threshold is infinite: it never fires.
+A threshold at percentile p is the (1 - p) quantile with linear interpolation (numpy's `linear`) of the values with
+which the unit is active where the concept is: a part p of these is at or above it. Where the unit is never active
+there, nothing can be learned and the threshold is infinite: it never fires.
 """
 
 from __future__ import annotations
@@ -48,12 +48,12 @@ def thresholds(
     Returns
     -------
     (thresholds, n_pos)
-        (m, n_concepts + 1, p) float32, infinite where there is nothing to learn from, and (m, n_concepts + 1) uint32, the
-        active rows; the last concept is that of all counted rows.
+        (m, n_concepts + 1, p) float32, infinite where there is nothing to learn from, and (m, n_concepts + 1) uint32,
+        the active rows; the last concept is that of all counted rows.
 
     References
     ----------
-    concepts.md, section 5.2, without its blocks.
+    docs/concepts.md
     """
     m = len(edges) - 1
     found = np.full((m, n_concepts + 1, len(percentiles)), NEVER, dtype=np.float32)

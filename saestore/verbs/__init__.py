@@ -3,11 +3,15 @@
 Each takes the lake first (a `Lake`, a path, a URL, or a name in the catalog), returns plain data and prints nothing.
 """
 
+from saestore.formats.dense_export import DenseFile
+from saestore.verbs.concepts import compare, detect, localise, thresholds
 from saestore.verbs.indexing import index
+from saestore.verbs.labelling import label
 from saestore.verbs.listing import CatalogRow, LakeStatus, catalog, status
 from saestore.verbs.making import encode, extract, import_, init
+from saestore.verbs.pruning import Pruned, prune
 from saestore.verbs.showing import ShownRow, ShownRows, ShownUnit, TopUnits, show, top
-from saestore.verbs.slicing import DenseFile, dense
+from saestore.verbs.slicing import dense
 from saestore.verbs.statistics import UnitTable, stats
 from saestore.verbs.storage_cost import StorageCost
 from saestore.verbs.training import SAESummary, Training, sae_import, sae_list, sae_train
@@ -16,6 +20,7 @@ __all__ = [
     "CatalogRow",
     "DenseFile",
     "LakeStatus",
+    "Pruned",
     "SAESummary",
     "ShownRow",
     "ShownRows",
@@ -25,17 +30,23 @@ __all__ = [
     "Training",
     "UnitTable",
     "catalog",
+    "compare",
     "dense",
+    "detect",
     "encode",
     "extract",
     "import_",
     "index",
     "init",
+    "label",
+    "localise",
+    "prune",
     "sae_import",
     "sae_list",
     "sae_train",
     "show",
     "stats",
     "status",
+    "thresholds",
     "top",
 ]

@@ -58,6 +58,7 @@ def extract(
     text_path: str | None = None,
     id: str | None = None,
     split: str | None = None,
+    splits: Mapping[str, float] | None = None,
     labels: Sequence[str] | None = None,
     root: str | os.PathLike[str] | None = None,
     max_length: int | None = None,
@@ -94,6 +95,8 @@ def extract(
         The dataset's name in the lake, when there is one dataset.
     text, image, text_path, id, split, labels, root
         Columns of a table file; see `saestore.samples.read_samples`.
+    splits : mapping of str to float, optional
+        For samples without splits: which parts of them are `train`, `cal` and `test`; see `saestore.splitting`.
     max_length : int, optional
         Most tokens of a text.
     device, model_dtype : str
@@ -126,6 +129,8 @@ def extract(
     spec = model_spec(model, dtype=model_dtype, device=device, max_length=max_length, catalog=catalog)
     columns = Columns(text=text, image=image, text_path=text_path, id=id, split=split, labels=labels, root=root)
     tables = sample_tables(datasets, name=name, columns=columns, limit=limit, catalog=catalog)
+    if splits is not None:
+        tables = {dataset: _split(dataset, table, splits, say) for dataset, table in tables.items()}
     if limit is not None and say is not None:
         for dataset, table in tables.items():
             _tell_one_sided(dataset, table, say)
@@ -141,6 +146,20 @@ def extract(
         quiet=quiet,
         say=say,
     )
+
+
+def _split(dataset: str, table: SampleTable, parts: Mapping[str, float], say: Say | None) -> SampleTable:
+    """Draw the splits of a table that has none."""
+    from saestore.splitting import with_splits
+
+    try:
+        drawn = with_splits(table, parts)
+    except InputError as error:
+        raise InputError(f"{dataset}: {error}") from None
+    if say is not None:
+        counts = ", ".join(f"{drawn.split.count(name):,} {name}" for name in parts)
+        say(f"{dataset}: splits are drawn by the hash of each {'text' if table.kind == 'text' else 'id'}: {counts}")
+    return drawn
 
 
 def _tell_one_sided(dataset: str, table: SampleTable, say: Say) -> None:
@@ -170,6 +189,7 @@ def import_(
     per_sample: int | None = None,
     offsets: Any = None,
     samples: Any = None,
+    splits: Mapping[str, float] | None = None,
     append: bool = False,
     hook_name: str | None = None,
     dtype: str | None = None,
@@ -198,7 +218,10 @@ def import_(
     offsets : array or path of a .npy, optional
         First row of each sample, and the number of rows: (n_samples + 1,).
     samples : str, path, DataFrame or SampleTable, optional
-        The samples of the dataset: a catalog name, a table, a folder.
+        The samples of the dataset: a catalog name, a table, a folder. Images and texts that the table of a catalog
+        entry names need not be on this machine.
+    splits : mapping of str to float, optional
+        For samples without splits, as for `extract`.
     append : bool
         The rows are of samples that follow those of the dataset and become a part of it; `samples` is then a table of
         the new ones, or of all.
@@ -222,6 +245,10 @@ def import_(
 
     opened = open_lake(lake, catalog=catalog)
     axis, table = _offsets(offsets), _table(samples, catalog)
+    if splits is not None:
+        if table is None:
+            raise InputError("--splits are of samples; name their table with --samples")
+        table = _split(dataset, table, splits, say)
     if sae is None:
         if d_sae is not None:
             raise InputError("--d-sae says how wide the SAE of codes is; name it with --sae, or leave --d-sae out")
@@ -354,5 +381,5 @@ def _table(samples: Any, catalog: Catalog | None) -> Any:
     if samples is None or isinstance(samples, SampleTable):
         return samples
     if isinstance(samples, str | os.PathLike):
-        return next(iter(sample_tables(samples, catalog=catalog).values()))
+        return next(iter(sample_tables(samples, files=False, catalog=catalog).values()))
     return next(iter(sample_tables({"samples": samples}).values()))

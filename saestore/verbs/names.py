@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ from saestore.lake import Lake, layer_name
 from saestore.layout import DATA, POSITION_TYPES, CodesKey, check_name
 
 if TYPE_CHECKING:
-    from saestore.catalogs import Catalog, LakeEntry, SAEEntry
+    from saestore.catalogs import Catalog, DatasetEntry, LakeEntry, SAEEntry
     from saestore.extraction.writer import ModelSpec
     from saestore.saes.weights import SAEWeights
     from saestore.samples import SampleTable
@@ -94,6 +95,7 @@ def sample_tables(
     name: str | None = None,
     columns: Columns | None = None,
     limit: int | None = None,
+    files: bool = True,
     catalog: Catalog | None = None,
 ) -> dict[str, SampleTable]:
     """Read the samples of datasets, by the name each has in the lake.
@@ -106,6 +108,8 @@ def sample_tables(
     name
         The name in the lake, where there is one dataset; default the catalog's name after the last slash, or the
         file's name without its ending.
+    files
+        False: of a catalog entry, the images or text files that its table names need not be there.
 
     Raises
     ------
@@ -128,7 +132,7 @@ def sample_tables(
         sources = [datasets] if isinstance(datasets, str | os.PathLike) else list(datasets)
         given = {}
         for source in sources:
-            own, table = _samples_of(source, columns, limit, _catalog(catalog))
+            own, table = _samples_of(source, columns, limit, files, _catalog(catalog))
             key = check_name(name or own, "dataset")
             if key in given:
                 raise InputError(
@@ -141,7 +145,7 @@ def sample_tables(
 
 
 def _samples_of(
-    source: str | os.PathLike[str], columns: Columns, limit: int | None, catalog: Catalog
+    source: str | os.PathLike[str], columns: Columns, limit: int | None, files: bool, catalog: Catalog
 ) -> tuple[str, SampleTable]:
     from saestore.samples import read_samples, samples_from_entry
 
@@ -159,7 +163,16 @@ def _samples_of(
             f"--{next(iter(columns.given())).replace('_', '-')} names a column of a file, and {source} is a catalog "
             f"entry that says so itself ({entry.where}); leave it out"
         )
-    return entry.lake_name, samples_from_entry(entry, limit=limit)
+    return entry.lake_name, samples_from_entry(entry, limit=limit, check_files=files or _has_files(entry))
+
+
+def _has_files(entry: DatasetEntry) -> bool:
+    """Whether the folder that a table's paths start from is on this machine."""
+    try:
+        root = entry.root_path()
+    except InputError:
+        return False  # a variable that names it is not set
+    return root is None or root.is_dir()
 
 
 def _is_table(path: Path) -> bool:
@@ -309,15 +322,16 @@ def matching_codes(
     layer: str | int | None = None,
     sample_type: str | None = None,
     model: str | None = None,
+    view: str | None = None,
 ) -> list[Codes]:
     """Open the codes of one SAE over one layer, for chosen datasets or for all that have them.
 
-    Without a sample type those of positions are taken where there are any, as encode does.
+    Without a sample type those of positions are taken where there are any, as encode does; with a view, its units.
 
     Raises
     ------
     MissingError
-        Nothing fits, or codes of several SAEs, layers or sample types do.
+        Nothing fits, codes of several SAEs, layers or sample types do, or some have no such view.
     """
     for dataset in datasets or ():
         lake.samples(dataset)  # a dataset that is not there is its own error
@@ -343,7 +357,35 @@ def matching_codes(
         raise MissingError(f"dataset {without[0]!r} has no codes of {keys[0].sae}; make them with: saestore encode")
     order = {dataset: place for place, dataset in enumerate(datasets or ())}
     keys.sort(key=lambda key: order.get(key.dataset, 0))
-    return [Codes.open(lake.storage, key) for key in keys]
+    opened = [Codes.open(lake.storage, key) for key in keys]
+    return opened if view is None else [codes.view(view) for codes in opened]
+
+
+def chosen_concepts(
+    codes: Codes, given: Sequence[str] | None, labels: str, catalog: Catalog | None
+) -> list[str] | None:
+    """Return the concepts that are meant: patterns among those that there are; None for all.
+
+    Parameters
+    ----------
+    given : sequence of str, optional
+        Names, `*` and `?` match several; default those that the catalog names for the dataset.
+    labels : str
+        Name of the labels of positions.
+    """
+    from saestore.analysis.truth import open_labels
+
+    patterns = given or _catalog(catalog).concepts_of(codes.key.dataset)
+    if not patterns:
+        return None
+    stored = open_labels(codes.group.storage, codes.key.activations, labels)
+    known = codes.samples.concept_names if stored is None else stored.concept_names
+    found: list[str] = []
+    for pattern in patterns:
+        fitting = [concept for concept in known if fnmatchcase(concept, pattern)]
+        # What the user gave and fits nothing is refused by name; the catalog's may be of other labels.
+        found += fitting or ([pattern] if given else [])
+    return list(dict.fromkeys(found)) or None
 
 
 def listed(keys: Sequence[CodesKey]) -> str:

@@ -27,7 +27,7 @@ _LARGEST_SHARE = 0.02
 
 @dataclass(frozen=True)
 class ShownRow:
-    """One row with its strongest units, strongest first; `l0` is the number of all its active units."""
+    """One row with its strongest units, strongest first; `l0` is the number of all its active units (of the view)."""
 
     place: Place
     l0: int
@@ -81,6 +81,7 @@ def show(
     layer: str | int | None = None,
     sample_type: str | None = None,
     model: str | None = None,
+    view: str | None = None,
     units: int = 5,
     catalog: Catalog | None = None,
 ) -> ShownRows:
@@ -94,13 +95,15 @@ def show(
         Such as `0:5`, `7` or `3,8,21`.
     sae, layer, sample_type, model
         Which codes; what is unique in the lake may be left out.
+    view : str, optional
+        Only the units that this view keeps.
     units : int
         Units per row.
 
     Raises
     ------
     MissingError
-        No such codes or rows.
+        No such codes, view or rows.
 
     Examples
     --------
@@ -115,6 +118,7 @@ def show(
         layer=layer,
         sample_type=sample_type,
         model=model,
+        view=view,
     )
     key = codes.key
     return ShownRows(key.sae, key.layer, key.sample_type, tuple(_shown_rows(codes, row_choice(rows), units)))
@@ -132,6 +136,7 @@ def top(
     layer: str | int | None = None,
     sample_type: str | None = None,
     model: str | None = None,
+    view: str | None = None,
     catalog: Catalog | None = None,
 ) -> TopUnits:
     """Show units with the rows where they are most active, over all datasets, and what stands there.
@@ -153,6 +158,8 @@ def top(
         Edges of bands of activations from which rows are taken, such as 0 0.5 0.9 1; default the strongest rows.
     sae, layer, sample_type, model
         Which codes; what is unique in the lake may be left out.
+    view : str, optional
+        Only the units that this view keeps, in each dataset.
 
     Raises
     ------
@@ -171,6 +178,7 @@ def top(
         layer=layer,
         sample_type=sample_type,
         model=model,
+        view=view,
     )
     picked = ""
     if units is None or not len(units):
@@ -241,15 +249,18 @@ def _band(one: tuple[int, Pick]) -> float:
 def _pick(found: Sequence[Codes]) -> tuple[list[int], str]:
     """Pick units that are worth a look: strong, neither rare nor everywhere, at home in different datasets."""
     d_sae = found[0].d_sae
-    count = np.zeros(d_sae, dtype=np.int64)
+    count, kept = np.zeros(d_sae, dtype=np.int64), np.zeros(d_sae, dtype=np.int64)
     largest = np.zeros(d_sae, dtype=np.float32)
     home = np.zeros(d_sae, dtype=np.int64)  # the dataset of the largest magnitude
     for place, codes in enumerate(found):
         stats = _statistics(codes)
-        count += stats.count
-        strongest = np.nan_to_num(np.maximum(np.abs(stats.max), np.abs(stats.min)))
+        count[stats.units] += stats.count
+        kept[codes.kept_units] += 1
+        strongest = np.zeros(d_sae, dtype=np.float32)
+        strongest[stats.units] = np.nan_to_num(np.maximum(np.abs(stats.max), np.abs(stats.min)))
         stronger = strongest > largest
         largest[stronger], home[stronger] = strongest[stronger], place
+    count[kept < len(found)] = 0  # a view may keep a unit in one dataset and not in another
     total = sum(len(codes.selection.without_special) for codes in found)
     fit = (count >= _FEWEST_ROWS) & (count <= _LARGEST_SHARE * total)
     rule = f"active in {_FEWEST_ROWS} rows or more and in at most {_LARGEST_SHARE:.0%} of {total:,} rows"

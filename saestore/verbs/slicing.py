@@ -1,34 +1,21 @@
-"""The verb dense: a dense block of chosen rows and units, as an xarray Dataset or a file."""
+"""The verb dense: dense activations of chosen rows and units, as an xarray Dataset or a file."""
 
 from __future__ import annotations
 
 import os
-import uuid
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from saestore.budget import parse_memory, require_memory
-from saestore.errors import DependencyError, InputError
+from saestore.errors import InputError
+from saestore.formats.dense_export import DenseFile, check_target, export_dense
+from saestore.formats.dense_source import DenseDtype, DenseSource, chosen_places, dense_dtype, fitted
 from saestore.verbs.names import LakeLike, matching_codes, open_lake, row_choice
 
 if TYPE_CHECKING:
     import xarray as xr
 
     from saestore.catalogs import Catalog
-
-
-@dataclass(frozen=True)
-class DenseFile:
-    """A written dense block."""
-
-    path: Path
-    rows: int
-    units: int
-    bytes: int
 
 
 def dense(
@@ -39,13 +26,19 @@ def dense(
     layer: str | int | None = None,
     sample_type: str | None = None,
     model: str | None = None,
+    view: str | None = None,
     rows: str | int | slice | Sequence[int] | None = None,
+    split: str | None = None,
+    where: str | None = None,
+    special: bool | None = None,
     units: Sequence[int] | None = None,
+    dtype: DenseDtype = "float32",
     memory: str | int | None = None,
     out: str | os.PathLike[str] | None = None,
+    quiet: bool = False,
     catalog: Catalog | None = None,
 ) -> xr.Dataset | DenseFile:
-    """Return codes as a dense block of rows x units, or write it to a file.
+    """Return codes as a dense block of rows x units, or write them to a file, however large.
 
     Parameters
     ----------
@@ -53,118 +46,75 @@ def dense(
     dataset : str
     sae, layer, sample_type, model
         Which codes; what is unique in the lake may be left out.
+    view : str, optional
+        Only the units that this view keeps; they are the default of `units`.
     rows : str, int, slice or sequence of int, optional
-        Such as `0:1000`; default all.
+        Such as `0:1000`, counted among the rows that the next three leave; default all.
+    split : str, optional
+        `train`, `cal` or `test`.
+    where : str, optional
+        An expression on samples and positions, such as `position > 0 and length < 200`.
+    special : bool, optional
+        Only special tokens, or only others; default both.
     units : sequence of int, optional
-        Original unit ids; default all.
+        Original unit ids, in the order of the columns; default all.
+    dtype : {"float32", "float16"}
     memory : str or int, optional
-        The most the block may take, such as `4GiB`; default 60 % of the free memory.
+        The most the block may take, such as `4GiB`; default 60 % of the free memory. With `out` the most that blocks
+        take while they are written: the file may be larger than any memory.
     out : str or path, optional
-        A file to write, whole or not at all: `.npy` (the block), `.npz` (with rows and units), `.csv` or `.parquet`
-        (one row each, with sample, split, position and a column per unit).
+        A file to write, whole or not at all: `.npy`; `.npz`, with rows, units and l0; `.pt`, one tensor; `.zarr`, a
+        plain Zarr v3 group that `xr.open_zarr` reads; `.parquet` or `.csv`, a line per row with sample, split,
+        position and a column per unit. Beside it lies `<out>.units.json`: the original unit of each column.
+    quiet : bool
+        Show no progress.
 
     Returns
     -------
     Dataset
-        `codes (row, unit)` float32, `l0 (row)` and the coordinates of rows, in memory; or, with `out`, `DenseFile`.
+        `codes (row, unit)`, `l0 (row)` and the coordinates of rows, in memory; or, with `out`, `DenseFile`.
 
     Raises
     ------
     BudgetError
         The block exceeds the memory.
+    HoleError
+        Some of the rows were never written.
     InputError
-        The file's ending is unknown, or it cannot be written.
+        The file's ending is unknown, it cannot be written, a value does not fit float16, or no rows are left.
 
     Examples
     --------
     >>> dense("demo/lake", "5_hist_fig_ismale", rows="0:8", units=[3, 17]).codes.shape  # doctest: +SKIP
     (8, 2)
+    >>> dense("demo/lake", "5_hist_fig_ismale", split="train", out="train.pt").units_file  # doctest: +SKIP
+    PosixPath('train.pt.units.json')
     """
-    path = None if out is None else Path(out).expanduser()
-    if path is not None and path.suffix.lower() not in _WRITERS:
-        raise InputError(f"{path}: the ending is unknown; choose from {', '.join(_WRITERS)}")
+    value_type = dense_dtype(dtype)
+    path = None if out is None else check_target(out)
     opened = open_lake(lake, catalog=catalog)
-    codes = matching_codes(opened, datasets=[dataset], sae=sae, layer=layer, sample_type=sample_type, model=model)[0]
-    chosen = slice(None) if rows is None else row_choice(rows)
-    count = len(range(*chosen.indices(codes.n_rows))) if isinstance(chosen, slice) else len(chosen)
-    named = None if units is None or not len(units) else list(units)
-    width = codes.d_sae if named is None else len(named)
+    [codes] = matching_codes(
+        opened, datasets=[dataset], sae=sae, layer=layer, sample_type=sample_type, model=model, view=view
+    )
+    if split is not None or where is not None or special is not None:
+        codes = codes.where(where, split=split, special=special)
+    chosen = chosen_places(codes, slice(None) if rows is None else row_choice(rows))
+    count = chosen.stop - chosen.start if isinstance(chosen, slice) else len(chosen)
     if not count:
         raise InputError(f"rows {rows} are none of the {codes.n_rows:,} rows of {codes.key.path}")
+    named = None if units is None or not len(units) else list(units)
+    if path is not None:
+        return export_dense(DenseSource.of(codes, chosen, named, dtype), path, memory=memory, quiet=quiet)
+    width = len(codes.kept_units) if named is None else len(named)
     require_memory(
         count * width * 4,
         budget=parse_memory(memory),
         what=f"a dense block of {count:,} rows x {width:,} units",
-        remedy="ask for fewer with --rows 0:1000 or --units 1 2 3, or give more with --memory",
+        remedy="ask for fewer with --rows 0:1000 or --units 1 2 3, give more with --memory, or write it with --out",
     )
-    block = _open(opened.url, opened.storage.options, codes.key.path, named, memory)
-    if not isinstance(chosen, slice):
-        codes.sample_of(np.asarray(chosen))  # the reader's own error for rows that are no rows, in the lake's words
-    block = block.isel(row=chosen).assign_coords(row=np.arange(codes.n_rows)[chosen]).load()
-    if path is None:
-        return block
-    _write(path, block)
-    return DenseFile(path, count, width, path.stat().st_size)
+    from saestore.xarray_engine import to_xarray
 
-
-def _open(url: str, options: object, path: str, units: list[int] | None, memory: str | int | None) -> xr.Dataset:
-    import xarray
-
-    return xarray.open_dataset(
-        f"{url.rstrip('/')}/{path}", engine="saestore", units=units, memory=memory, storage_options=options or None
-    )
-
-
-def _npy(path: Path, block: xr.Dataset) -> None:
-    with open(path, "wb") as file:
-        np.save(file, block.codes.values, allow_pickle=False)
-
-
-def _npz(path: Path, block: xr.Dataset) -> None:
-    with open(path, "wb") as file:
-        np.savez(file, codes=block.codes.values, l0=block.l0.values, rows=block.row.values, units=block.unit.values)
-
-
-def _csv(path: Path, block: xr.Dataset) -> None:
-    _frame(block).to_csv(path, index=False)
-
-
-def _parquet(path: Path, block: xr.Dataset) -> None:
-    try:
-        import pyarrow  # noqa: F401
-    except ImportError:
-        raise DependencyError(f"{path} needs pyarrow: pip install 'saestore[parquet]'") from None
-    _frame(block).to_parquet(path, index=False)
-
-
-_WRITERS: dict[str, Callable[[Path, xr.Dataset], None]] = {
-    ".npy": _npy,
-    ".npz": _npz,
-    ".csv": _csv,
-    ".parquet": _parquet,
-}
-
-
-def _frame(block: xr.Dataset) -> Any:
-    """Return one line per row: what the row is, l0, and a column per unit, named by its id."""
-    import pandas as pd
-
-    about = {"row": block.row.values}
-    about |= {name: block[name].values for name in ("sample", "split", "position", "special") if name in block.coords}
-    about["l0"] = block.l0.values
-    values = pd.DataFrame(block.codes.values, columns=[str(unit) for unit in block.unit.values])
-    return pd.concat([pd.DataFrame(about), values], axis=1)
-
-
-def _write(path: Path, block: xr.Dataset) -> None:
-    """Write beside the target and rename, so that a file of this name is always whole."""
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            _WRITERS[path.suffix.lower()](partial, block)
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror or error}; choose another place with --out") from None
+    block = to_xarray(codes, units=named, memory=memory).isel(row=chosen).load()
+    numbers = block.row_number.values
+    values = fitted(block.codes.values, value_type, lambda row: int(numbers[row]), block.unit.values)
+    return block.assign(codes=block.codes.copy(data=values)).assign_coords(row=numbers)

@@ -21,6 +21,7 @@ class UnitTable:
     """Statistics of the units of one group of codes.
 
     over, n_rows : which rows are counted, and how many
+    d_sae : units of the SAE, or of the view
     dead, always_on : units that are active in none of them, or in nine of ten
     columns : by name, the chosen units in order
     """
@@ -52,6 +53,7 @@ def stats(
     layer: str | int | None = None,
     sample_type: str | None = None,
     model: str | None = None,
+    view: str | None = None,
     memory: str | int | None = None,
     scheduler: str | None = None,
     quiet: bool = False,
@@ -82,6 +84,8 @@ def stats(
         The most units; None for all.
     sae, layer, sample_type, model
         Which codes; what is unique in the lake may be left out.
+    view : str, optional
+        Only the units that this view keeps.
     memory : str or int, optional
         The most this process may use, such as `4GiB`.
 
@@ -106,7 +110,9 @@ def stats(
     bounds = only if isinstance(only, Mapping) or only is None else _bounds(only)
     opened = open_lake(lake, catalog=catalog)
     names = [datasets] if isinstance(datasets, str) else datasets
-    found = matching_codes(opened, datasets=names or None, sae=sae, layer=layer, sample_type=sample_type, model=model)
+    found = matching_codes(
+        opened, datasets=names or None, sae=sae, layer=layer, sample_type=sample_type, model=model, view=view
+    )
     if where is None:
         keys = [codes.key for codes in found]
         write_stats(opened.storage, keys, special=special, memory=memory, scheduler=scheduler, quiet=quiet, say=say)

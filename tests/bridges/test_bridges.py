@@ -81,7 +81,7 @@ def asked(request: pytest.FixtureRequest, chosen: Any) -> Any:
 @pytest.mark.parametrize("share", [0, 2, N], ids=["from rows", "from either", "from postings"])
 @pytest.mark.parametrize("form", ["csr", "csc"])
 def test_scipy(asked: Any, form: Any, share: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("saestore.codes._POSTINGS_SHARE", share)
+    monkeypatch.setattr("saestore.conversions._POSTINGS_SHARE", share)
     monkeypatch.setattr("saestore.bridges.matrices._READ_ENTRIES", 7)
     codes, rows, _, dense = asked
     matrix = codes.to_scipy(rows, format=form)

@@ -148,12 +148,14 @@ def test_units_are_picked_by_the_rule_that_is_told(lake: str, run: Run) -> None:
     assert ran == run("top", lake, "--json").json
 
 
-@pytest.mark.parametrize("ending", ["npy", "npz", "csv", "parquet"])
+@pytest.mark.parametrize("ending", ["npy", "npz", "pt", "zarr", "csv", "parquet"])
 def test_dense_writes_what_the_codes_hold(lake: str, run: Run, tmp_path: Path, ending: str) -> None:
     dense, special = dense_of(lake, "texts")
     out = tmp_path / f"block.{ending}"
     chosen = ["--rows", "3:9", "--units", 5, 60, 0, "--sample-type", "token"]
-    assert run("dense", lake, "texts", *chosen, "--out", out).code == 0
+    ran = run("dense", lake, "texts", *chosen, "--out", out)
+    assert ran.code == 0
+    assert f"{out}: 6 rows x 3 units" in ran.out
     expected = dense[3:9][:, [5, 60, 0]]
     if ending == "npy":
         found = np.load(out)
@@ -162,13 +164,47 @@ def test_dense_writes_what_the_codes_hold(lake: str, run: Run, tmp_path: Path, e
         found = archive["codes"]
         assert archive["rows"].tolist() == [3, 4, 5, 6, 7, 8]
         assert archive["units"].tolist() == [5, 60, 0]
+    elif ending == "pt":
+        import torch
+
+        found = torch.load(out, weights_only=True).numpy()
+    elif ending == "zarr":
+        import xarray as xr
+
+        found = xr.open_zarr(out).codes.sel(unit=[5, 60, 0]).values
     else:
         frame = pd.read_csv(out) if ending == "csv" else pd.read_parquet(out)
         found = frame[["5", "60", "0"]].to_numpy()
         assert frame["row"].tolist() == [3, 4, 5, 6, 7, 8]
         assert frame["special"].tolist() == special[3:9].tolist()
     np.testing.assert_allclose(found, expected, rtol=1e-6)
-    assert os.listdir(tmp_path) == [out.name]
+    assert sorted(os.listdir(tmp_path)) == [out.name, f"{out.name}.units.json"]
+    assert json.loads((tmp_path / f"{out.name}.units.json").read_text())["kept_units"] == [5, 60, 0]
+
+
+def test_dense_writes_chosen_rows_and_says_so_in_json(lake: str, run: Run, tmp_path: Path) -> None:
+    dense, special = dense_of(lake, "texts")
+    out = tmp_path / "block.npy"
+    chosen = ["--where", "position < 3", "--no-special", "--dtype", "float16", "--sample-type", "token"]
+    document = run("dense", lake, "texts", *chosen, "--out", out, "--json").json
+    positions = saestore.open(lake).codes("texts", sample_type="token").positions
+    assert positions is not None
+    place = np.concatenate([np.arange(length) for length in np.diff(positions.offsets)])
+    rows = np.flatnonzero((place < 3) & ~special)
+    assert document["rows"] == len(rows)
+    assert document["units"] == 64
+    assert document["path"] == str(out)
+    assert document["units_file"] == f"{out}.units.json"
+    assert document["bytes"] == out.stat().st_size
+    np.testing.assert_array_equal(np.load(out), dense[rows].astype(np.float16))
+    split = np.array(saestore.open(lake).samples("texts").split)
+    lengths = np.diff(positions.offsets)
+    of_split = np.flatnonzero(np.repeat(split == "test", lengths))
+    assert 0 < len(of_split) < len(dense)
+    chosen = ["--split", "test", "--rows", "1:3", "--units", 7, 8, "--sample-type", "token", "--json"]
+    document = run("dense", lake, "texts", *chosen).json
+    assert document["rows"] == of_split[1:3].tolist()
+    np.testing.assert_allclose(document["codes"], dense[of_split[1:3]][:, [7, 8]], rtol=1e-6)
 
 
 def test_units_and_rows_may_be_arrays_and_masks_are_refused(lake: str) -> None:

@@ -74,7 +74,61 @@ LINES: dict[str, tuple[list[str], list[str]]] = {
     "quantiles that do not ascend": (["top", "{lake}", "--units", "1", "--quantiles", "1", "0"], ["ascending"]),
     "more than the memory": (["dense", "{lake}", "texts", "--memory", "1KiB"], ["budget is 1.0 KiB", "--rows"]),
     "not a size": (["dense", "{lake}", "texts", "--memory", "lots"], ["4GiB"]),
-    "unknown ending": (["dense", "{lake}", "texts", "--out", "{tmp}/block.xyz"], [".npy, .npz, .csv, .parquet"]),
+    "unknown ending": (["dense", "{lake}", "texts", "--out", "{tmp}/block.xyz"], [".npy, .npz, .pt, .zarr, .parquet"]),
+    "unknown type": (["dense", "{lake}", "texts", "--dtype", "int8"], ["'int8'", "float32, float16"]),
+    "a bucket as target": (["dense", "{lake}", "texts", "--out", "s3://b/x.npy"], ["s3://b/x.npy", "give a path"]),
+    "a unit twice": (
+        ["dense", "{lake}", "texts", "--units", "3", "3", "--out", "{tmp}/x.npy"],
+        ["unit 3 is named twice", "once"],
+    ),
+    "no file of labels": (["label", "{lake}", "texts"], ["no file of labels", "--spans, --words"]),
+    "two files of labels": (
+        ["label", "{lake}", "texts", "--words", "a.yaml", "--gt", "b.pt"],
+        ["--words and --gt were given"],
+    ),
+    "a missing file of labels": (
+        ["label", "{lake}", "texts", "--words", "{tmp}/none.yaml"],
+        ["none.yaml", "no such file"],
+    ),
+    "labels of images for texts": (
+        ["label", "{lake}", "texts", "--boxes", "{texts}"],
+        ["texts.csv: no column 'sample'", "x0, y0, x1, y1"],
+    ),
+    "labels of an unknown dataset": (["label", "{lake}", "nothing", "--gt", "b.pt"], ["no dataset 'nothing'"]),
+    "a fraction of words": (
+        ["label", "{lake}", "texts", "--words", "a.yaml", "--fraction", "0.5"],
+        ["--fraction 0.5 is of --boxes and --masks"],
+    ),
+    "nothing to prune by": (["prune", "{lake}", "--name", "v"], ["--parameters", "clip-patch", "--dead"]),
+    "a view without a name": (["prune", "{lake}", "--dead", "3"], ["--name", "saestore prune --help"]),
+    "a view with a path": (["prune", "{lake}", "--name", "../v", "--dead", "3"], ["'../v'"]),
+    "a view called all": (["prune", "{lake}", "--name", "all", "--dead", "3"], ["'all' is taken"]),
+    "an unknown view": (["top", "{lake}", "--view", "prunned"], ["no view 'prunned'", "saestore prune"]),
+    "an unknown view to prune": (["prune", "{lake}", "--name", "v", "--view", "w", "--dead", "3"], ["no view 'w'"]),
+    "an unknown parameter set": (
+        ["prune", "{lake}", "--name", "v", "--parameters", "clip-pach"],
+        ["clip-pach", "clip-patch"],
+    ),
+    "a percentile above 100": (
+        ["prune", "{lake}", "--name", "v", "--strength-percentile", "101"],
+        ["strength_percentile 101", "between 0 and 100"],
+    ),
+    "criteria that leave nothing": (
+        ["prune", "{lake}", "--name", "v", "--dead", "100000", "--quiet"],
+        ["dead (100000) removed the last", "--dead"],
+    ),
+    "an unknown split to prune by": (
+        ["prune", "{lake}", "--name", "v", "--dead", "3", "--split", "calibration"],
+        ["'calibration' is unknown", "train, cal, test"],
+    ),
+    "an adaptive rule for all rows": (
+        ["prune", "{lake}", "--name", "v", "--parameters", "clip-patch", "--split", "all", "--quiet"],
+        ["--split cal"],
+    ),
+    "an adaptive rule and an unknown concept": (
+        ["prune", "{lake}", "--name", "v", "--parameters", "clip-patch", "--concepts", "labl", "--quiet"],
+        ["'labl'", "'label'"],
+    ),
     "missing recipe": (["run", "{tmp}/none.yaml"], ["none.yaml", "no such file"]),
     "missing catalog": (["catalog", "--catalog", "{tmp}/none.yaml"], ["none.yaml"]),
     "no match": (["catalog", "zzz*"], ["zzz*"]),
@@ -149,6 +203,12 @@ def test_a_folder_that_cannot_be_written_is_told(unwritable: Path, tmp_path: Pat
     assert_one_line(run("init", tmp_path / "file" / "lake"), "file, not a folder")
     out = unwritable / "block.npy"
     assert_one_line(run("dense", lake, "texts", "--rows", "0:1", "--out", out), "cannot write", "--out")
+
+
+def test_labels_of_a_sample_that_is_not_there_are_refused(tmp_path: Path, lake: str, run: Run) -> None:
+    (tmp_path / "spans.csv").write_text("sample,concept,start,end\ns0,a,0,1\ns28,a,0,1\n")
+    ran = run("label", lake, "texts", "--spans", tmp_path / "spans.csv")
+    assert_one_line(ran, "spans.csv", "no sample 's28'", "nearest of 28 samples")
 
 
 Texts = Callable[[list[str]], Path]

@@ -17,11 +17,14 @@ import numpy as np
 import pytest
 import xarray as xr
 import zarr
-from built_lake import BuiltLake, build
+from built_lake import LENGTHS, BuiltLake, build
 from numcodecs import Blosc, Zstd
 from small_lake import random_sae
 
+from saestore.analysis.pruning import Criteria, prune
 from saestore.indexing.stats import write_stats
+from saestore.labels import write_labels
+from saestore.layout import ModelKey
 from saestore.rows import RowGroup
 from saestore.saes.lake import write_sae
 from saestore.samples import SampleTable
@@ -29,18 +32,20 @@ from saestore.storage import open_storage
 from saestore.tables import write_samples
 
 TREE = re.compile(
-    r"saes/[^/]+|data/[^/]+/samples|data/[^/]+/[^/]+/positions"
+    r"saes/[^/]+|data/[^/]+/samples|data/[^/]+/[^/]+/positions|data/[^/]+/[^/]+/labels/[^/]+"
     r"|data/[^/]+/[^/]+/[^/]+/(activations|codes/[^/]+)/(token|patch|cls|mean|max|last)"
     r"|data/[^/]+/[^/]+/[^/]+/codes/[^/]+/(token|patch|cls|mean|max|last)"
-    r"/(units/[0-9a-f]{16}/[0-9]+|stats/[0-9a-f]{16}/(all|train|cal|test|none))"
+    r"/(units/[0-9a-f]{16}/[0-9]+|stats/[0-9a-f]{16}/(all|train|cal|test|none)|views/[0-9a-f]{16}/[^/]+)"
 )
 KINDS = {
     "samples": "sample",
     "positions": "row",
+    "labels": "row",
     "activations": "row",
     "codes": "row",
     "postings": "entry",
     "stats": "unit",
+    "view": "unit",
     "sae": "unit",
 }
 
@@ -155,7 +160,14 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> BuiltLake:
         config = {"k": 3} if architecture == "topk" else {}
         write_sae(built.storage, architecture, random_sae(architecture, d_in=6, d_sae=50, **config), quiet=True)
     write_stats(built.storage, list(built.lake.code_keys()), quiet=True)
+    write_labels(built.storage, ModelKey("d", "m"), "by hand", position_labels(len(built.offsets)), ["cube", "a::é"])
+    prune(built.codes(), name="active", criteria=Criteria(dead=1))
+    prune(built.codes().view("active"), name="strong, few", criteria=Criteria(strength_percentile=50))
     return built
+
+
+def position_labels(n: int) -> np.ndarray:
+    return np.random.default_rng(n).choice(np.array([0, 0, 1, 255], np.uint8), size=(sum(LENGTHS), 2))
 
 
 @pytest.fixture(scope="module")
@@ -176,7 +188,7 @@ def groups(root: Path) -> dict[str, Reader]:
 def test_the_root_and_the_tree(root: Path) -> None:
     assert json.loads((root / "zarr.json").read_text())["attributes"] == {"saestore": {"format": 1}}
     found = groups(root)
-    assert len(found) == 20  # of two groups of codes each has postings and statistics over all and four splits
+    assert len(found) == 23  # of two groups of codes each has postings and statistics over all and four splits
     assert {group.own["kind"] for group in found.values()} == set(KINDS)
     for path, group in found.items():
         assert TREE.fullmatch(path), path
@@ -293,6 +305,51 @@ def test_postings_and_statistics(root: Path, built: BuiltLake, sample_type: str)
             np.testing.assert_array_equal(stats.read("percentiles")[unit], expected)
             extremes = [stats.read("min")[unit], stats.read("max")[unit]]
             np.testing.assert_array_equal(extremes, [active[0], active[-1]] if len(rows) else [np.nan] * 2)
+
+
+def test_views(root: Path, built: BuiltLake) -> None:
+    codes = root / "data/d/m/layer_3/codes/s/token"
+    run = Reader(codes).own["run"]
+    counted = (np.array(built.table.split)[built.sample_of_row] == "cal") & ~built.special
+    dense = built.tokens.dense[counted]
+    active, strong = (Reader(codes / "views" / run / name) for name in ("active", "strong, few"))
+    count = np.count_nonzero(dense, axis=0)
+    p99 = np.array(
+        [np.quantile(column[column != 0], 0.99, method="inverted_cdf") for column in dense.T if column.any()]
+    )
+    units = active.read("unit")
+    np.testing.assert_array_equal(units, np.flatnonzero(count))
+    np.testing.assert_array_equal(active.read("count"), count[units])
+    np.testing.assert_array_equal(active.read("fraction"), count[units] / len(dense))
+    np.testing.assert_array_equal(active.read("p99"), p99)
+    np.testing.assert_array_equal(strong.read("unit"), units[p99 >= np.percentile(p99, 50)])
+    assert (active.own["parent"], active.own["lineage"]) == (None, [])
+    assert (strong.own["parent"], strong.own["lineage"]) == ("active", ["active"])
+    for view in (active, strong):
+        content = b"".join(
+            json.dumps([name, view.documents[name]["data_type"]]).encode() + view.read(name).tobytes()
+            for name in view.names
+        )
+        assert view.own["identity"] == {
+            "codes": run,
+            "digest": hashlib.sha256(content).hexdigest(),
+            "lineage": view.own["lineage"],
+            "parameters": view.own["parameters"],
+        }
+        report = view.own["report"]
+        assert report["active"] - sum(report["removed"].values()) == report["kept"] == len(view.read("unit"))
+
+
+def test_labels_of_positions(root: Path, built: BuiltLake) -> None:
+    labels, content = Reader(root / "data/d/m/labels/by hand"), position_labels(len(built.offsets))
+    assert (labels.names, labels.own["concept_names"]) == (["concepts"], ["cube", "a::é"])
+    assert labels.documents["concepts"]["dimension_names"] == ["row", "concept"]
+    np.testing.assert_array_equal(labels.read("concepts"), content)
+    names = json.dumps(["labels 1", ["cube", "a::é"]]).encode()
+    assert labels.own["identity"] == {
+        "positions": Reader(root / "data/d/m/positions").own["identity"]["digest"],
+        "digest": hashlib.sha256(names + content.tobytes()).hexdigest(),
+    }
 
 
 @pytest.mark.parametrize("architecture", ["jumprelu", "topk"])

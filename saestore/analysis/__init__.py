@@ -1,0 +1,1 @@
+"""Analyses of codes: units chosen, thresholds, concepts detected and localised."""

@@ -1,0 +1,300 @@
+"""Results for each pair of unit and concept: how they are stored, and the tasks that compute them shard by shard."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any, Literal
+
+import numpy as np
+import psutil
+from numpy.typing import NDArray
+
+from saestore import provenance
+from saestore.analysis.truth import Truth, TruthOptions, open_labels
+from saestore.budget import parse_memory, require_memory
+from saestore.codes import Codes
+from saestore.engine.resources import load_once, release
+from saestore.engine.run import run_tasks
+from saestore.errors import InputError, MissingError
+from saestore.layout import ALL_UNITS, CodesKey
+from saestore.postings import UnitEntries
+from saestore.prefetch import prefetch
+from saestore.rows import ArraySpec, Grid, RowGroup
+from saestore.storage import Storage, open_storage, read_document
+
+Kind = Literal["thresholds", "detection", "localisation"]
+TRUTH = "truth"
+
+_CHUNK_PAIRS = 16_384
+_CHUNKS_PER_SHARD = 16
+_BLOCK_ENTRIES = 1 << 20
+_ENTRY_BYTES = 96  # of an entry while it is read, sorted and shared out to concepts. Measured.
+
+Work = Callable[[RowGroup, Truth, Any, slice], Callable[[slice, UnitEntries], Mapping[str, NDArray[Any]]]]
+"""Given the group, truth, codes and units of a shard: what makes results of the entries of some of these units."""
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """A stored result with one row for each unit and concept, units first.
+
+    units : (u,) int64, original ids
+    concepts : names, c in all
+    percentiles : (p,) float64
+    """
+
+    group: RowGroup
+    units: NDArray[np.int64]
+    concepts: tuple[str, ...]
+    percentiles: NDArray[np.float64]
+
+    @classmethod
+    def open(cls, codes: Codes, kind: Kind, name: str) -> Pairs:
+        """Open a result over codes, or a view of them.
+
+        Raises
+        ------
+        MissingError
+            There is none of that name, or only of older codes; those that there are, are listed.
+        """
+        path = result_path(codes, kind, name)
+        document = read_document(codes.group.storage, path)
+        if document is None:
+            raise MissingError(_missing(codes, kind, name))
+        group = RowGroup.from_document(codes.group.storage, path, document)
+        own = group.attributes
+        return cls(
+            group,
+            group.whole("units").astype(np.int64),
+            tuple(own["concepts"]),
+            np.array(own["percentiles"], dtype=np.float64),
+        )
+
+    def read(self, name: str, units: slice = slice(None)) -> NDArray[Any]:
+        """Return an array of the result, (units, concepts) or (units, concepts, percentiles).
+
+        Raises
+        ------
+        HoleError
+            Some of it was never computed.
+        """
+        c = self.group.grid.rows // len(self.units)
+        start, stop, _ = units.indices(len(self.units))
+        found = self.group.read(name, start * c, stop * c)
+        return found.reshape(stop - start, c, *found.shape[1:])
+
+    def place_of(self, concept: str) -> int:
+        """Return the place of a concept (MissingError where it is not one of the result's)."""
+        if concept not in self.concepts:
+            known = ", ".join(self.concepts[:10])
+            raise MissingError(f"{self.group.path} has no concept {concept!r}; it has {known}")
+        return self.concepts.index(concept)
+
+    def place_of_unit(self, unit: int) -> int:
+        """Return the place of a unit by its original id (MissingError where it is not one of the result's)."""
+        place = int(np.searchsorted(self.units, unit))
+        if place == len(self.units) or self.units[place] != unit:
+            raise MissingError(f"{self.group.path} has no unit {unit}: it is not one of the {len(self.units):,} kept")
+        return place
+
+
+@dataclass(frozen=True)
+class PairsTask:
+    """The pairs of one shard; see `ShardTask`. Holds names and numbers only."""
+
+    url: str
+    options: Mapping[str, Any] = field(hash=False)
+    key: CodesKey
+    view: str | None
+    truth: TruthOptions
+    path: str
+    shard: int
+    work: Work = field(hash=False)
+    size: int
+
+    def run(self, advance: Callable[[int], None]) -> None:
+        """Read the entries of the units block by block, and write what is made of them."""
+        storage = open_storage(self.url, storage_options=self.options)
+        codes = opened(storage, self.key, self.view)
+        truth = load_once((TRUTH, self.url, self.key.activations, self.truth), lambda: truth_of(codes, self.truth))
+        group = RowGroup.open(storage, self.path)
+        units = group.whole("units").astype(np.int64)
+        per_unit = group.grid.rows // len(units)
+        rows = group.grid.shard(self.shard)
+        mine = slice(rows.start // per_unit, rows.stop // per_unit)
+        make = self.work(group, truth, codes, mine)
+        counts = codes.postings.counts[units[mine]]
+        blocks = list(_blocks(counts, _BLOCK_ENTRIES))
+        parts: list[Mapping[str, NDArray[Any]]] = []
+        threads = os.cpu_count() or 1
+        read = lambda block: codes.postings.read(units[mine][block[0] : block[1]])  # noqa: E731
+        with ThreadPoolExecutor(threads, thread_name_prefix="saestore-concepts") as pool:
+            for (start, _), entries in prefetch(read, blocks):
+                shares = _shares(entries.offsets, threads)
+                done = [pool.submit(make, slice(start + a, start + b), _part(entries, a, b)) for a, b in shares]
+                parts += [each.result() for each in done]
+                advance(len(entries.rows))
+        arrays = {name: np.concatenate([part[name] for part in parts]) for name in group.array_names}
+        flat = {name: array.reshape(-1, *array.shape[2:]) for name, array in arrays.items()}
+        group.write_shard(self.shard, flat)
+
+
+def result_path(codes: Codes, kind: Kind, name: str) -> str:
+    """Return where a result over codes, or a view of them, lies."""
+    return codes.key.result_path(codes.run, codes.view_name or ALL_UNITS, kind, name)
+
+
+def truth_of(codes: Codes, options: TruthOptions) -> Truth:
+    """Open the labels of the rows of codes."""
+    labels = open_labels(codes.group.storage, codes.key.activations, options.labels)
+    return Truth(codes.axis, labels, options)
+
+
+def opened(storage: Storage, key: CodesKey, view: str | None) -> Codes:
+    """Open codes, or a view of them."""
+    codes = Codes.open(storage, key)
+    return codes if view is None else codes.view(view)
+
+
+def compute(
+    codes: Codes,
+    kind: Kind,
+    name: str,
+    *,
+    truth: Truth,
+    per_unit: int,
+    arrays: Sequence[ArraySpec],
+    identity: Mapping[str, Any],
+    attributes: Mapping[str, Any],
+    work: Work,
+    memory: str | int | None,
+    scheduler: str | None,
+    quiet: bool,
+) -> Pairs:
+    """Compute what is missing of a result and return it.
+
+    Parameters
+    ----------
+    per_unit : int
+        Rows of each unit: its concepts, and what else there is one of for each unit.
+    arrays : sequence of ArraySpec
+        With one row for each pair.
+    identity, attributes : mapping
+        As for `RowGroup.create`; what they are of (codes, view, units, truth) is added.
+
+    Raises
+    ------
+    InputError
+        The codes are a selection of rows, of which nothing is stored, or the view has no unit.
+    ConflictError
+        The name is taken by a result that was made differently.
+    BudgetError
+        The unit with the most entries does not fit the memory.
+    MissingError, HoleError
+        The codes have no postings, or not of all rows.
+    """
+    if codes.is_selection:
+        raise InputError(f"{kind} are of all rows of the codes; leave the selection out, and name a split instead")
+    units = codes.kept_units
+    if not len(units):
+        raise InputError(f"view {codes.view_name!r} of {codes.key.path} keeps no unit; prune less")
+    postings = codes.postings
+    postings.check_complete()
+    baseline = psutil.Process().memory_info().rss
+    budget = parse_memory(memory) + (baseline if memory is None else 0)
+    most = int(postings.counts[units].max(initial=0))
+    require_memory(
+        baseline + _held_bytes(truth) + 2 * max(most, _BLOCK_ENTRIES) * _ENTRY_BYTES,
+        budget=budget,
+        what=f"{kind} of {codes.key.path}, whose most active unit is active in {most:,} rows,",
+        remedy="give more with --memory, or prune units that are active nearly everywhere",
+    )
+    storage, key = codes.group.storage, codes.key.at(0)
+    chunk = per_unit * max(1, _CHUNK_PAIRS // per_unit)
+    dtype = np.uint32 if units[-1] < 2**32 else np.uint64
+    group = RowGroup.create(
+        storage,
+        result_path(codes, kind, name),
+        kind=kind,
+        axis="pair",
+        grid=Grid.plan(len(units) * per_unit, shard_rows=chunk * _CHUNKS_PER_SHARD, chunk_rows=chunk),
+        arrays=arrays,
+        identity={
+            "codes": codes.run,
+            "truth": truth.digest,
+            "concepts": truth.options.concepts,
+            "by": truth.options.by,
+            "special": truth.options.special,
+            **identity,
+        },
+        whole={"units": (units.astype(dtype), ("unit",))},
+        attributes={
+            "concepts": truth.options.concepts,
+            "view": codes.view_name,
+            "labels": truth.options.labels,
+            **attributes,
+            "provenance": provenance.stamp(),
+        },
+    )
+    tasks = []
+    for shard in group.missing_shards():
+        rows = group.grid.shard(shard)
+        size = int(postings.counts[units[rows.start // per_unit : rows.stop // per_unit]].sum())
+        tasks.append(
+            PairsTask(
+                storage.url, dict(storage.options), key, codes.view_name, truth.options, group.path, shard, work, size
+            )
+        )
+    if tasks:
+        load_once((TRUTH, storage.url, key.activations, truth.options), lambda: truth)
+    try:
+        run_tasks(tasks, label=f"{kind} {key.path}", unit="entries", threads=1, scheduler=scheduler, quiet=quiet)
+    finally:
+        release(TRUTH)
+    return Pairs.open(codes, kind, name)
+
+
+def _held_bytes(truth: Truth) -> int:
+    """Return about what labels and marks of all rows take."""
+    n, c = truth.axis.n_rows, len(truth.options.concepts)
+    return n * (4 + 1 + 8 + 4 * 4) + truth.samples.nbytes + 3 * c
+
+
+def _missing(codes: Codes, kind: Kind, name: str) -> str:
+    storage, key = codes.group.storage, codes.key
+    view = codes.view_name or ALL_UNITS
+    there = storage.names(f"{key.view_path(codes.run, view)}/{kind}")
+    of = f"view {codes.view_name!r} of {key.path}" if codes.view_name else key.path
+    if there:
+        return f"{of} has no {kind} {name!r}; it has {', '.join(sorted(there)[:6])}"
+    verb = {"thresholds": "thresholds", "detection": "detect", "localisation": "localise"}[kind]
+    return f"{of} has no {kind}; compute them: saestore {verb} --datasets {key.dataset}"
+
+
+def _blocks(counts: NDArray[np.int64], most: int) -> list[tuple[int, int]]:
+    """Cut units into ranges of at most so many entries; a unit that has more is a range of its own."""
+    ends = np.cumsum(counts)
+    found, start = [], 0
+    while start < len(counts):
+        taken = ends[start] - counts[start]
+        stop = max(start + 1, int(np.searchsorted(ends, taken + most, side="right")))
+        found.append((start, stop))
+        start = stop
+    return found
+
+
+def _shares(offsets: NDArray[np.int64], threads: int) -> list[tuple[int, int]]:
+    """Cut units into ranges of about as many entries each."""
+    cuts = np.searchsorted(offsets, np.linspace(0, offsets[-1], threads + 1).astype(np.int64))
+    cuts[0], cuts[-1] = 0, len(offsets) - 1
+    return [(low, high) for low, high in pairwise(cuts.tolist()) if high > low]
+
+
+def _part(entries: UnitEntries, start: int, stop: int) -> UnitEntries:
+    held = slice(entries.offsets[start], entries.offsets[stop])
+    offsets = entries.offsets[start : stop + 1] - entries.offsets[start]
+    return UnitEntries(entries.units[start:stop], offsets, entries.rows[held], entries.values[held])

@@ -1,0 +1,130 @@
+"""Single units as baselines: the unit whose score of samples detects a concept best, chosen from the postings."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import numpy as np
+import psutil
+from numpy.typing import NDArray
+
+from saestore.analysis.counted_rows import CountedRows
+from saestore.analysis.pairs import _BLOCK_ENTRIES, _ENTRY_BYTES, _blocks, _part, _shares
+from saestore.analysis.truth import Truth
+from saestore.budget import require_memory
+from saestore.codes import Codes
+from saestore.kernels.baselines import REDUCTIONS, BestUnits, SampleReduction, best_units, counts_at, unit_scores
+from saestore.postings import UnitEntries
+from saestore.prefetch import prefetch
+from saestore.progress import Progress
+
+
+def choose_units(
+    codes: Codes,
+    truth: Truth,
+    deciding: CountedRows,
+    reporting: CountedRows,
+    reductions: Sequence[SampleReduction],
+    percentiles: NDArray[np.float64],
+    *,
+    budget: int,
+    quiet: bool,
+) -> tuple[BestUnits, NDArray[np.int64]]:
+    """Choose unit and percentile for each reduction and concept on one split, and count once on another.
+
+    Returns
+    -------
+    (best, counts)
+        With original ids of units, and TP, FP, FN, TN on the second split, (reductions, concepts, 4).
+
+    Raises
+    ------
+    BudgetError
+        The unit with the most entries does not fit the memory.
+    MissingError, HoleError
+        The codes have no postings, or not of all rows.
+    """
+    units, postings = codes.kept_units, codes.postings
+    postings.check_complete()
+    counts = postings.counts[units]
+    most = int(counts.max(initial=0))
+    held = max(most, min(_BLOCK_ENTRIES, int(counts.sum())))
+    require_memory(
+        psutil.Process().memory_info().rss + 2 * held * _ENTRY_BYTES,
+        budget=budget,
+        what=f"baselines of {codes.key.path}, whose most active unit is active in {most:,} rows,",
+        remedy="give more with --memory, or prune units that are active nearly everywhere",
+    )
+    best = _best(codes, units, truth, deciding, reductions, percentiles, quiet)
+    best = replace(best, unit=units[best.unit])
+    return best, _tested(codes, best, truth, reporting, reductions)
+
+
+def _best(
+    codes: Codes,
+    units: NDArray[np.int64],
+    truth: Truth,
+    split: CountedRows,
+    reductions: Sequence[SampleReduction],
+    percentiles: NDArray[np.float64],
+    quiet: bool,
+) -> BestUnits:
+    """Return the best unit and percentile, by places among the units."""
+    labels = truth.labels_in(split.split)
+    wanted = np.array([REDUCTIONS.index(reduction) for reduction in reductions], dtype=np.int64)
+    best = BestUnits.none(len(wanted), len(labels))
+    threads = os.cpu_count() or 1
+
+    def of(entries: UnitEntries) -> BestUnits:
+        return best_units(
+            entries.offsets,
+            entries.rows,
+            entries.values,
+            split.marks,
+            truth.sample_of_row,
+            split.rows_of_sample,
+            labels,
+            percentiles,
+            wanted,
+        )
+
+    total = int(codes.postings.counts[units].sum())
+    with (
+        ThreadPoolExecutor(threads, thread_name_prefix="saestore-baselines") as pool,
+        Progress(f"baselines {codes.key.path}", total=total, unit="entries", quiet=quiet) as progress,
+    ):
+        for start, entries in _entries(codes, units):
+            shares = _shares(entries.offsets, threads)
+            done = [(start + a, pool.submit(of, _part(entries, a, b))) for a, b in shares]
+            for first, each in done:  # in the order of units, which decides between equals
+                best = best.or_better(each.result(), first)
+            progress.advance(len(entries.rows))
+    return best
+
+
+def _tested(
+    codes: Codes, best: BestUnits, truth: Truth, split: CountedRows, reductions: Sequence[SampleReduction]
+) -> NDArray[np.int64]:
+    """Return the counts of chosen units at their thresholds, (reductions, concepts, 4)."""
+    labels = truth.labels_in(split.split)
+    out = np.zeros((*best.f1.shape, 4), dtype=np.int64)
+    units = np.unique(best.unit[best.f1 >= 0])
+    for start, entries in _entries(codes, units):
+        for at in range(len(entries.units)):
+            one = _part(entries, at, at + 1)
+            scores = unit_scores(one.rows, one.values, split.marks, truth.sample_of_row, split.rows_of_sample)
+            mine = (best.f1 >= 0) & (best.unit == units[start + at])
+            for r, place in zip(*np.nonzero(mine), strict=True):
+                reduced = scores[REDUCTIONS.index(reductions[r])]
+                out[r, place] = counts_at(reduced, labels[place], best.threshold[r, place, None])[:, 0]
+    return out
+
+
+def _entries(codes: Codes, units: NDArray[np.int64]) -> Iterator[tuple[int, UnitEntries]]:
+    """Yield the entries of units, block by block, with the place of the first unit of the block."""
+    blocks = _blocks(codes.postings.counts[units], _BLOCK_ENTRIES)
+    for (start, _), entries in prefetch(lambda block: codes.postings.read(units[block[0] : block[1]]), blocks):
+        yield start, entries

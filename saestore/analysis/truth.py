@@ -1,0 +1,219 @@
+"""What is true of rows and samples: which concepts they have, as stored labels say."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from saestore._nearest import nearest
+from saestore.axis import RowAxis
+from saestore.errors import InputError, MissingError
+from saestore.labels import Labels
+from saestore.layout import POSITION_TYPES, SPLITS, ActivationsKey
+from saestore.storage import Storage
+
+By = Literal["position", "sample"]
+UNLABELLED = 255
+
+_ROWS_AT_ONCE = 1 << 18
+
+
+@dataclass(frozen=True)
+class TruthOptions:
+    """Which labels are believed.
+
+    concepts : names, in the order of the results
+    by : whether the rows that have a concept are the labelled positions, or all rows of the labelled samples
+    labels : name of the labels of positions
+    special : whether rows of special tokens count
+    """
+
+    concepts: tuple[str, ...]
+    by: By
+    labels: str
+    special: bool
+
+
+@dataclass(frozen=True)
+class ConceptLists:
+    """The concepts of each row, or of each sample: list j is `members[indptr[j]:indptr[j + 1]]`."""
+
+    indptr: NDArray[np.int64]
+    members: NDArray[np.uint32]
+
+
+class Truth:
+    """Labels of samples and, where there are such, of positions, for chosen concepts.
+
+    Examples
+    --------
+    >>> truth = Truth(axis, known_labels(axis, key), TruthOptions(("cube",), "position", "concepts", special=False))
+    ... # doctest: +SKIP
+    >>> truth.samples[0, :3]  # doctest: +SKIP
+    array([1, 0, 1], dtype=uint8)
+    """
+
+    def __init__(self, axis: RowAxis, labels: Labels | None, options: TruthOptions) -> None:
+        self.axis = axis
+        self.options = options
+        self._labels = labels
+        of_positions = () if labels is None else labels.concept_names
+        known = tuple(dict.fromkeys((*axis.samples.concept_names, *of_positions)))
+        for concept in options.concepts:
+            if concept not in known:
+                near = nearest(concept, known, "concepts")
+                raise MissingError(f"dataset {axis.samples.dataset!r} has no concept {concept!r}; {near}")
+            if options.by == "position" and concept not in of_positions:
+                raise MissingError(
+                    f"labels {options.labels!r} of {axis.samples.dataset} have no positions of concept {concept!r}; "
+                    f"{nearest(concept, of_positions, 'labelled concepts')}; label them, or give --by sample"
+                )
+
+    @cached_property
+    def samples(self) -> NDArray[np.uint8]:
+        """Whether samples have the concepts: 1, 0, or 255 where it is not known, (concepts, samples).
+
+        Of a concept that only positions are labelled with, a sample has it if one of its positions has.
+        """
+        table = self.axis.samples
+        out = np.empty((len(self.options.concepts), len(table)), dtype=np.uint8)
+        for place, concept in enumerate(self.options.concepts):
+            out[place] = table.concept(concept) if concept in table.concept_names else self._from_positions(concept)
+        return out
+
+    def _from_positions(self, concept: str) -> NDArray[np.uint8]:
+        assert self._labels is not None
+        assert self.axis.positions is not None
+        labels = self._labels.concept(concept)
+        edges = self.axis.positions.offsets
+        of = np.repeat(np.arange(len(edges) - 1), np.diff(edges))
+        out = np.zeros(len(edges) - 1, dtype=np.uint8)
+        out[np.unique(of[labels == UNLABELLED])] = UNLABELLED
+        out[np.unique(of[labels == 1])] = 1
+        return out
+
+    @cached_property
+    def sample_of_row(self) -> NDArray[np.uint32]:
+        """The sample of each row of the axis."""
+        if self.axis.positions is None:
+            return np.arange(self.axis.n_rows, dtype=np.uint32)
+        lengths = np.diff(self.axis.positions.offsets)
+        return np.repeat(np.arange(len(lengths), dtype=np.uint32), lengths)
+
+    @cached_property
+    def lists(self) -> ConceptLists:
+        """The concepts of each row (`by` position) or of each sample."""
+        if self.options.by == "sample":
+            has = (self.samples == 1).T
+            return ConceptLists(np.append(0, np.cumsum(has.sum(axis=1))), np.nonzero(has)[1].astype(np.uint32))
+        assert self._labels is not None
+        columns = [self._labels.concept_names.index(concept) for concept in self.options.concepts]
+        n = self.axis.n_rows
+        indptr, members = np.zeros(n + 1, dtype=np.int64), []
+        for start in range(0, n, _ROWS_AT_ONCE):
+            stop = min(start + _ROWS_AT_ONCE, n)
+            has = self._labels.read(start, stop)[:, columns] == 1
+            indptr[start + 1 : stop + 1] = has.sum(axis=1)
+            members.append(np.nonzero(has)[1].astype(np.uint32))
+        np.cumsum(indptr, out=indptr)
+        return ConceptLists(indptr, np.concatenate(members))
+
+    @property
+    def list_of_row(self) -> NDArray[np.uint32] | None:
+        """The number of the list of each row; None where rows have lists of their own."""
+        return self.sample_of_row if self.options.by == "sample" else None
+
+    def row_labels(self, place: int) -> NDArray[np.uint8]:
+        """Return what is known of each row for one concept: 1, 0 or 255, (n,)."""
+        if self.options.by == "sample":
+            of_rows: NDArray[np.uint8] = self.samples[place][self.sample_of_row]
+            return of_rows
+        assert self._labels is not None
+        return self._labels.concept(self.options.concepts[place])
+
+    def rows_of(self, split: str) -> NDArray[np.bool_]:
+        """Return which rows count in a split: those of its samples, special tokens left out unless asked for.
+
+        Raises
+        ------
+        InputError
+            There is no such split, or no sample in it.
+        """
+        inside = np.zeros(len(self.axis.samples), dtype=bool)
+        inside[self.axis.samples.of_split(split)] = True
+        rows: NDArray[np.bool_] = inside[self.sample_of_row]
+        if not self.options.special and self.axis.positions is not None:
+            rows &= ~self.axis.special(np.arange(self.axis.n_rows))
+        return rows
+
+    def labels_in(self, split: str) -> NDArray[np.uint8]:
+        """Return the labels of samples, 255 outside the split: (concepts, samples)."""
+        out = np.full_like(self.samples, UNLABELLED)
+        places = self.axis.samples.of_split(split)
+        out[:, places] = self.samples[:, places]
+        return out
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 of the axis and the labels."""
+        options = self.options
+        names = [self.axis.digest, self.axis.samples.digest, options.concepts, options.by, options.special]
+        labels = None if self._labels is None else self._labels.digest
+        return hashlib.sha256(repr([*names, labels]).encode()).hexdigest()
+
+
+def open_labels(storage: Storage, key: ActivationsKey, name: str) -> Labels | None:
+    """Open the labels of positions that rows have; None where there are none of that name, or rows are samples."""
+    if key.sample_type not in POSITION_TYPES:
+        return None
+    try:
+        return Labels.open(storage, key.model_key, name)
+    except MissingError:
+        return None
+
+
+def truth_options(
+    axis: RowAxis,
+    labels: Labels | None,
+    *,
+    concepts: Sequence[str] | None,
+    by: By | None,
+    name: str,
+    special: bool,
+) -> TruthOptions:
+    """Return which labels are believed where the user left it open: positions where they are labelled, all concepts.
+
+    Raises
+    ------
+    InputError
+        There is no concept, `by` is unknown, or positions were asked for and are not labelled.
+    """
+    if by not in (None, *get_args(By)):
+        raise InputError(f"by={by!r} is unknown; choose from {', '.join(get_args(By))}")
+    if by == "position" and labels is None:
+        raise InputError(
+            f"positions of dataset {axis.samples.dataset!r} have no labels {name!r}; make them (saestore label), or "
+            "give --by sample"
+        )
+    chosen: By = by or ("sample" if labels is None else "position")
+    known = axis.samples.concept_names if chosen == "sample" or labels is None else labels.concept_names
+    names = tuple(dict.fromkeys(concepts or known))
+    if not names:
+        raise InputError(
+            f"dataset {axis.samples.dataset!r} has no concepts; give its table label columns, or label its positions"
+        )
+    return TruthOptions(names, chosen, name, special)
+
+
+def check_splits(axis: RowAxis, *splits: str) -> None:
+    """Refuse splits that are unknown or without a sample (InputError)."""
+    for split in splits:
+        if split not in SPLITS:
+            raise InputError(f"split {split!r} is unknown; choose from {', '.join(SPLITS)}")
+        axis.samples.of_split(split)

@@ -1,0 +1,1 @@
+"""Where concept labels of positions come from: files of spans, words, boxes, masks and row numbers."""

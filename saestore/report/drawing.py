@@ -1,0 +1,114 @@
+"""Plots as SVG that stands inside a page: the same numbers give the same bytes, and text stays text."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from saestore.errors import DependencyError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
+    from matplotlib.figure import Figure
+
+INK, FAINT, BLUE, ORANGE, GREEN = "#1c2430", "#8a94a1", "#1f5fa8", "#d65414", "#12703c"
+
+_STYLE = {
+    "axes.axisbelow": True,
+    "axes.edgecolor": FAINT,
+    "axes.grid": True,
+    "axes.labelcolor": INK,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": 9,
+    "grid.color": "#e7ebf0",
+    "legend.frameon": False,
+    "svg.fonttype": "none",
+    "xtick.color": INK,
+    "ytick.color": INK,
+}
+_WIDE_DECADES = 3
+
+
+def require_matplotlib() -> None:
+    """Refuse to draw without matplotlib (DependencyError)."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        raise DependencyError("a report draws with matplotlib; install it with: pip install 'saestore[plot]'") from None
+
+
+def svg(name: str, size: tuple[float, float], label: str, draw: Callable[[Figure], None]) -> str:
+    """Return a drawing as an `svg` element.
+
+    Parameters
+    ----------
+    name : str
+        Of the drawing; unlike that of any other on the page, for the ids inside it are made of it.
+    size : (width, height)
+        In inches.
+    label : str
+        What is drawn, for those who do not see it; plain words without markup.
+    draw : callable
+        Draws into an empty figure. Texts of users are not for it: they would be read as formulas.
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    out = io.StringIO()
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()  # a user's own style would change the bytes
+        matplotlib.rcParams.update({**_STYLE, "svg.hashsalt": name})
+        figure = Figure(figsize=size, layout="constrained")
+        draw(figure)
+        figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    return _inside_a_page(out.getvalue(), name, label)
+
+
+def log_ticks(axis: Axis, values: NDArray[Any]) -> None:
+    """Label a logarithmic axis with plain numbers, also where it spans less than a decade."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
+
+    decades = float(np.log10(values.max() / values.min())) if len(values) else 1.0
+    if decades < 0.7:
+        axis.set_major_locator(MaxNLocator(5))
+        axis.set_minor_locator(NullLocator())
+    else:
+        axis.set_major_locator(LogLocator(subs=(1.0,) if decades > _WIDE_DECADES else (1.0, 2.0, 5.0)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def legend_above(axes: Axes, columns: int) -> None:
+    """Put the legend above the axes, where it hides nothing."""
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, borderaxespad=0.2, handlelength=1.6)
+
+
+def _inside_a_page(document: str, name: str, label: str) -> str:
+    """Return the drawing of an SVG document, without what only documents have and with ids of its own."""
+    # Its style sheet would be the page's, and has in style.css what is needed of it.
+    body = document[document.index("<svg") :]
+    for unneeded in (r"<metadata>.*?</metadata>", r"<style.*?</style>", r"<!--.*?-->", r"<defs>\s*</defs>"):
+        body = re.sub(unneeded, "", body, flags=re.DOTALL)
+    body = re.sub(r"\s*\n\s*", "\n", body).replace("xlink:href", "href")
+    opening, inner = body.split(">", 1)
+    box = re.search(r'viewBox="([^"]*)"', opening)
+    assert box is not None
+    used = set(re.findall(r'(?:url\(#|href="#)([^)"]+)', inner))
+    prefix = re.sub(r"[^A-Za-z0-9_-]", "_", name)
+
+    def renamed(found: re.Match[str]) -> str:
+        return f' id="{prefix}-{found[1]}"' if found[1] in used else ""
+
+    inner = re.sub(r' id="([^"]*)"', renamed, inner)
+    inner = re.sub(r'(url\(#|href="#)', rf"\1{prefix}-", inner)
+    inner = inner.replace("'DejaVu Sans'", "'DejaVu Sans', Verdana, sans-serif")
+    return f'<svg role="img" aria-label="{label}" viewBox="{box[1]}">{inner.rstrip()}'

@@ -1,0 +1,305 @@
+"""What best units do inside samples: heat maps over the patches of images, and highlighted tokens of texts."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterator
+from itertools import zip_longest
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from saestore.analysis.detection import BestUnit, Detection
+from saestore.analysis.localisation import Localisation
+from saestore.analysis.maps import ConceptMap, concept_maps
+from saestore.errors import ConflictError, SaestoreError
+from saestore.report.examples import Example, Examples
+from saestore.report.page import Cell, Data, Section, missing, number, paragraph, table, text
+from saestore.report.subject import Subject
+
+THUMBNAIL = 224
+"""Pixels of the longer side of an image on the page."""
+
+TOKENS = 160
+"""Of a longer text, so many tokens around the strongest are shown."""
+
+_OUTCOMES = {
+    "hit": "detected, has the concept",
+    "missed": "not detected, has the concept",
+    "alarm": "detected, has not the concept",
+    "unlabelled": "detected, not labelled",
+}
+
+
+def maps_section(subject: Subject, concepts: int) -> Section:
+    """Return maps of a few reported samples for the concepts that were detected best on the deciding split.
+
+    Parameters
+    ----------
+    concepts : int
+        The most concepts to map.
+    """
+    key, title = f"maps-{subject.dataset}", "Where units are active"
+    detection = subject.detection
+    if detection is None:
+        return Section(key, title, missing(f"There is no detection to show: {subject.remarks.get('detection', '')}"))
+    if not subject.is_mappable:
+        return Section(key, title, missing("Rows are whole samples here, so there is nothing to map inside of them."))
+    parts = []
+    if subject.localisation is None:
+        parts.append(
+            missing(
+                f"There is no localisation to show: {subject.remarks.get('localisation', '')}. Marked positions are "
+                "those that reach the threshold of the detection."
+            )
+        )
+    else:
+        parts.append(_localised(key, subject.localisation))
+    named = [one for one in subject.best if one.unit is not None]
+    chosen = sorted(named, key=lambda one: -one.calibration.f1)[:concepts]
+    drawn: list[tuple[ConceptMap, Example]] = []
+    try:
+        examples = Examples(subject.codes, detection)
+        for one in chosen:
+            found = list(_mapped(subject, detection, examples, one))
+            drawn += found
+            if found:
+                figures = "".join(_figure(each, example) for each, example in found)
+                parts.append(f"<h4>{text(one.concept)}: unit {one.unit}</h4><div class='maps'>{figures}</div>")
+            else:
+                split = detection.splits[1]
+                parts.append(f"<h4>{text(one.concept)}: unit {one.unit}</h4>{missing(f'No sample in {split} to show.')}")
+    except ConflictError as error:
+        parts.append(missing(f"Samples cannot be mapped: {error}"))
+    if drawn:
+        of_images = drawn[0][0].boxes is not None
+        parts.insert(0, _key(of_images))
+        parts.insert(0, paragraph(_about(len(chosen), len(named), detection.splits, drawn)))
+    return Section(key, title, "".join(parts), (_data(subject.dataset, drawn),) if drawn else ())
+
+
+def _mapped(
+    subject: Subject, detection: Detection, examples: Examples, one: BestUnit
+) -> Iterator[tuple[ConceptMap, Example]]:
+    chosen = examples.of(one)
+    names = [example.sample for example in chosen]
+    source = subject.localisation if subject.localisation is not None else detection
+    yield from zip(concept_maps(subject.codes, source, one.concept, names), chosen, strict=True)
+
+
+def _about(shown: int, of: int, splits: tuple[str, str], drawn: list[tuple[ConceptMap, Example]]) -> str:
+    decide, report = splits
+    words = (
+        f"Samples of split {report} with the highest values of the best unit, and where there is one a missed sample and "
+        "a false alarm."
+    )
+    if shown < of:
+        words += f" The {shown} of {of} concepts with the highest F1 on {decide} are shown; more with --maps."
+    if drawn[0][0].boxes is not None and not any(_image(each.content) for each, _ in drawn):
+        words += " The image files are not there, or Pillow is not installed; the grid of patches stands alone."
+    return words
+
+
+def _key(of_images: bool) -> str:
+    marks = [("heat", "activation, 0 to the map's largest"), ("has", "labelled with the concept")]
+    marks += [("found", "predicted")] if of_images else [("under", "predicted"), ("grey", "special token")]
+    return f"<p class='note'>{''.join(f'<span class="key {kind}"></span>{words}' for kind, words in marks)}</p>"
+
+
+def _figure(each: ConceptMap, example: Example) -> str:
+    is_text = each.boxes is None
+    unlabelled = int(np.count_nonzero((each.labels == 255) & ~each.special))
+    about = f"sample {each.sample}, largest {example.score:.3g}"
+    if unlabelled:
+        about += f", {unlabelled} of {len(each.labels)} positions not labelled"
+    caption = (
+        f"<figcaption><span class='badge {example.outcome}'>{_OUTCOMES[example.outcome]}</span> {text(about)}"
+        "</figcaption>"
+    )
+    drawn = _tokens(each) if is_text else _patches(each)
+    return f"<figure class='{'of-text' if is_text else 'of-image'}'>{drawn}{caption}</figure>"
+
+
+# ------------------------------------------------------------------ images
+
+
+def _patches(each: ConceptMap) -> str:
+    """Return the patches where they are in the image; the image below them, where its file is there."""
+    boxes = each.boxes
+    assert boxes is not None
+    image = _image(each.content)
+    width, height = image[1] if image else (float(np.ceil(edge)) for edge in boxes[:, 2:].max(axis=0))
+    left, top = (float(min(0, np.floor(edge))) for edge in boxes[:, :2].min(axis=0))
+    right, bottom = (float(max(size, edge)) for size, edge in zip((width, height), boxes[:, 2:].max(axis=0), strict=True))
+    parts = []
+    if image:
+        parts.append(f'<image href="{image[0]}" width="{width:g}" height="{height:g}" preserveAspectRatio="none"/>')
+    largest = float(each.values.max(initial=0)) or 1.0
+    for (x0, y0, x1, y1), value in zip(boxes.tolist(), each.values.tolist(), strict=True):
+        if value > 0:
+            parts.append(
+                f'<rect class="cell" x="{x0:.6g}" y="{y0:.6g}" width="{x1 - x0:.6g}" height="{y1 - y0:.6g}" '
+                f'fill-opacity="{0.12 + 0.73 * value / largest:.3f}"><title>{value:.4g}</title></rect>'
+            )
+    frame = boxes[:, :2].min(axis=0).tolist() + boxes[:, 2:].max(axis=0).tolist()
+    lines = _lines(boxes, each.grid)
+    parts.append(f'<path class="frame" stroke-opacity="0.35" d="{lines}"/>')
+    parts.append(f'<path class="frame" d="{_outline(*frame)}"/>')
+    edges = "".join(_around(boxes, each.labels == 1, each.grid))
+    if edges:
+        parts.append(f'<path class="halo" d="{edges}"/><path class="labelled" d="{edges}"/>')
+    dots = "".join(f"M{(x0 + x1) / 2:.6g} {(y0 + y1) / 2:.6g}h0" for x0, y0, x1, y1 in boxes[each.predicted].tolist())
+    if dots:
+        parts.append(f'<path class="dot" d="{dots}"/><path class="predicted" d="{dots}"/>')
+    label = text(f"activations of unit {each.unit} over sample {each.sample}")
+    return (
+        f'<svg role="img" aria-label="{label}" viewBox="{left:g} {top:g} {right - left:g} {bottom - top:g}">'
+        f"{''.join(parts)}</svg>"
+    )
+
+
+def _outline(x0: float, y0: float, x1: float, y1: float) -> str:
+    return f"M{x0:.6g} {y0:.6g}H{x1:.6g}V{y1:.6g}H{x0:.6g}Z"
+
+
+def _lines(boxes: NDArray[np.float32], grid: tuple[int, int] | None) -> str:
+    """Return the lines between patches: two for each row and column of a grid, else the patches one by one."""
+    if grid is None or grid[0] * grid[1] != len(boxes):
+        return "".join(_outline(*box) for box in boxes.tolist())
+    by_row = boxes.reshape(*grid, 4)
+    (x0, y0), (x1, y1) = boxes[:, :2].min(axis=0).tolist(), boxes[:, 2:].max(axis=0).tolist()
+    down = "".join(f"M{x:.6g} {y0:.6g}V{y1:.6g}" for x in by_row[0, 1:, 0].tolist())
+    return down + "".join(f"M{x0:.6g} {y:.6g}H{x1:.6g}" for y in by_row[1:, 0, 1].tolist())
+
+
+def _around(boxes: NDArray[np.float32], has: NDArray[np.bool_], grid: tuple[int, int] | None) -> Iterator[str]:
+    """Yield the edges between patches that have the concept and those that have not."""
+    if grid is None or grid[0] * grid[1] != len(boxes):
+        yield from (_outline(*box) for box in boxes[has].tolist())
+        return
+    rows, columns = grid
+    inside = np.pad(has.reshape(rows, columns), 1)
+    for place in np.flatnonzero(has).tolist():
+        row, column = divmod(place, columns)
+        x0, y0, x1, y1 = boxes[place].tolist()
+        if not inside[row, column + 1]:
+            yield f"M{x0:.6g} {y0:.6g}H{x1:.6g}"
+        if not inside[row + 2, column + 1]:
+            yield f"M{x0:.6g} {y1:.6g}H{x1:.6g}"
+        if not inside[row + 1, column]:
+            yield f"M{x0:.6g} {y0:.6g}V{y1:.6g}"
+        if not inside[row + 1, column + 2]:
+            yield f"M{x1:.6g} {y0:.6g}V{y1:.6g}"
+
+
+def _image(path: str) -> tuple[str, tuple[float, float]] | None:
+    """Return a small copy of an image as a data URL, and the size of the original; None where it cannot be read."""
+    try:
+        from PIL import Image
+    except ImportError:
+        return None
+    if not Path(path).is_file():
+        return None
+    try:
+        # The rotation that a camera notes is not applied: boxes are in pixels of the image as it is stored.
+        with Image.open(path) as opened:
+            size = float(opened.width), float(opened.height)
+            small = opened.convert("RGB")
+        small.thumbnail((THUMBNAIL, THUMBNAIL))
+        out = io.BytesIO()
+        small.save(out, format="JPEG", quality=72)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return None
+    return f"data:image/jpeg;base64,{base64.b64encode(out.getvalue()).decode('ascii')}", size
+
+
+# ------------------------------------------------------------------- texts
+
+
+def _tokens(each: ConceptMap) -> str:
+    """Return a text with its tokens marked; where characters are not known, the positions by number."""
+    n = len(each.values)
+    strongest = int(np.argmax(each.values)) if n else 0
+    first = min(max(0, strongest - TOKENS // 2), max(0, n - TOKENS))
+    shown = range(first, min(n, first + TOKENS))
+    largest = float(each.values.max(initial=0)) or 1.0
+    parts = ["… "] if first else []
+    cursor: int | None = None
+    for place in shown:
+        if each.spans is None:
+            parts.append(_token(each, place, "special" if each.special[place] else f" {place} ", largest) + " ")
+            continue
+        start, stop = each.spans[place].tolist()
+        if each.special[place] and start == stop:
+            parts.append(_token(each, place, "special", largest))
+            continue
+        cursor = start if cursor is None else cursor
+        parts.append(text(each.content[cursor:start]))
+        # Tokens that share a character, such as those of bytes of one, show it once.
+        parts.append(_token(each, place, each.content[max(start, cursor) : stop], largest))
+        cursor = max(cursor, stop)
+    if shown.stop < n:
+        parts.append(" …")
+    elif each.spans is not None:
+        parts.append(text(each.content[cursor or 0 :]))
+    note = "" if each.spans is not None else "<p class='note'>Characters of tokens are not stored; numbers are positions.</p>"
+    return f"<p class='tokens'>{''.join(parts)}</p>{note}"
+
+
+def _token(each: ConceptMap, place: int, shown: str, largest: float) -> str:
+    value = float(each.values[place])
+    kinds = [name for name, is_so in _kinds(each, place) if is_so]
+    named = f' class="{" ".join(kinds)}"' if kinds else ""
+    shade = f' style="background:rgba(214,84,20,{0.12 + 0.73 * value / largest:.2f})"' if value > 0 else ""
+    if "special" in kinds:
+        shade = ""
+    return f'<span{named}{shade} title="{value:.4g}">{text(shown)}</span>'
+
+
+def _kinds(each: ConceptMap, place: int) -> Iterator[tuple[str, bool]]:
+    yield "special", bool(each.special[place])
+    yield "has", bool(each.labels[place] == 1 and not each.special[place])
+    yield "found", bool(each.predicted[place])
+
+
+# ----------------------------------------------------------------- numbers
+
+
+def _localised(key: str, found: Localisation) -> str:
+    """Return the table of what localisation finds of each concept."""
+    decide, report = found.splits
+    headers = [("concept", ""), ("method", ""), ("unit", "original id"), ("percentile", "of the second threshold")]
+    headers += [("threshold", "of activations, or of cosines"), (f"F1 {decide}", "what was chosen by")]
+    headers += [(f"{name} {report}", "over labelled positions") for name in ("P", "R", "F1", "IoU")]
+    rows: list[list[Cell | str]] = [
+        [
+            one.concept,
+            one.method,
+            Cell(one.unit, "none" if one.unit is None else str(one.unit)),
+            number(one.percentile, "g"),
+            number(one.threshold, ".4g"),
+            number(one.calibration.f1),
+            *(number(getattr(one.test, name)) for name in ("precision", "recall", "f1", "iou")),
+        ]
+        for one in found.best()
+    ]
+    return table(f"table-{key}", headers, rows)
+
+
+def _data(dataset: str, drawn: list[tuple[ConceptMap, Example]]) -> Data:
+    columns: dict[str, list[object]] = {name: [] for name in _COLUMNS}
+    for each, example in drawn:
+        for place in range(len(each.rows)):
+            flags = each.special[place], each.predicted[place]
+            box = each.boxes[place].tolist() if each.boxes is not None else ()
+            span = each.spans[place].tolist() if each.spans is not None else ()
+            line = (each.concept, each.unit, each.sample, example.outcome, int(each.rows[place]), each.values[place])
+            for name, value in zip_longest(_COLUMNS, (*line, int(each.labels[place]), *map(int, flags), *box, *span)):
+                if name is not None and value is not None:
+                    columns[name].append(value)
+    return Data(dataset, "maps", {name: values for name, values in columns.items() if values})
+
+
+_COLUMNS = ("concept", "unit", "sample", "outcome", "row", "value", "label", "special", "predicted")

@@ -1,0 +1,160 @@
+"""What a report is of: codes of one dataset, or a view of them, with the results that are stored for them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+from saestore.analysis.detection import BestUnit, Detection
+from saestore.analysis.localisation import Localisation
+from saestore.analysis.pairs import Kind, result_path
+from saestore.codes import Codes
+from saestore.errors import ConflictError, HoleError, MissingError
+from saestore.lake import GroupStatus
+from saestore.layout import is_name
+from saestore.rows import RowGroup
+from saestore.storage import read_document
+
+KINDS: tuple[Kind, ...] = ("thresholds", "detection", "localisation")
+
+
+@dataclass(frozen=True)
+class ResultState:
+    """State of one stored result.
+
+    state : `done`, or `partial` where it was not computed to its end
+    pairs, written_pairs : rows of the result, and those in its ledger
+    software : versions that wrote it
+    """
+
+    kind: Kind
+    name: str
+    state: Literal["done", "partial"]
+    pairs: int
+    written_pairs: int
+    stored_bytes: int
+    software: str
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """One dataset of a report.
+
+    codes : all units, or a view
+    groups : what the lake holds of the dataset that the codes rest on
+    results : what is stored of the codes or the view, whatever its name
+    detection, localisation : None where there is none that can be read
+    best : the best unit of each concept; empty without a detection
+    remarks : by kind of result why it cannot be shown
+    """
+
+    codes: Codes
+    groups: tuple[GroupStatus, ...]
+    results: tuple[ResultState, ...]
+    detection: Detection | None
+    localisation: Localisation | None
+    best: tuple[BestUnit, ...]
+    remarks: dict[Kind, str] = field(default_factory=dict)
+
+    @property
+    def dataset(self) -> str:
+        """Name of the dataset."""
+        return self.codes.key.dataset
+
+    @property
+    def is_mappable(self) -> bool:
+        """Whether rows are positions of samples."""
+        return self.codes.positions is not None
+
+
+def open_subject(codes: Codes, groups: list[GroupStatus], detection: str, *, seed: int) -> Subject:
+    """Open what there is of codes; what cannot be read is remarked.
+
+    Parameters
+    ----------
+    codes : Codes
+    groups : list of GroupStatus
+        Of the whole lake.
+    detection : str
+        Name of the detection.
+    seed : int
+        Of the interval of F1.
+
+    Raises
+    ------
+    MissingError
+        There are detections, and none of that name.
+    """
+    remarks: dict[Kind, str] = {}
+    found: Detection | None = None
+    best: list[BestUnit] = []
+    try:
+        found = Detection.open(codes, detection)
+        best = found.best(seed=seed)
+    except (MissingError, HoleError) as error:
+        if isinstance(error, MissingError) and _names(codes, "detection"):
+            raise
+        remarks["detection"], found = str(error), None
+    where: Localisation | None = None
+    if found is not None:
+        try:
+            where = _localisation(codes, detection)
+            where.best()
+        except (MissingError, HoleError, ConflictError) as error:
+            remarks["localisation"], where = str(error), None
+    return Subject(
+        codes=codes,
+        groups=tuple(group for group in groups if _belongs(group, codes)),
+        results=tuple(_states(codes)),
+        detection=found,
+        localisation=where,
+        best=tuple(best),
+        remarks=remarks,
+    )
+
+
+def _localisation(codes: Codes, detection: str) -> Localisation:
+    """Open the localisation that was computed with a detection; of several the one of the detection's name."""
+    for name in sorted(_names(codes, "localisation"), key=lambda name: (name != detection, name)):
+        found = Localisation.open(codes, name)
+        if found.group.attributes["detection"] == detection:
+            return found
+    return Localisation.open(codes, detection)  # whose error says what to do
+
+
+def _names(codes: Codes, kind: Kind) -> list[str]:
+    place = result_path(codes, kind, "any").rpartition("/")[0]
+    return [name for name in sorted(codes.group.storage.names(place)) if is_name(name)]
+
+
+def _states(codes: Codes) -> Iterator[ResultState]:
+    for kind in KINDS:
+        for name in _names(codes, kind):
+            path = result_path(codes, kind, name)
+            document = read_document(codes.group.storage, path)
+            if document is None:
+                continue
+            group = RowGroup.from_document(codes.group.storage, path, document)
+            written = group.written_rows()
+            versions = group.attributes.get("provenance", {})
+            yield ResultState(
+                kind=kind,
+                name=name,
+                state="done" if written == group.grid.rows else "partial",
+                pairs=group.grid.rows,
+                written_pairs=written,
+                stored_bytes=group.stored_bytes(),
+                software=", ".join(f"{package} {version}" for package, version in versions.items()),
+            )
+
+
+def _belongs(group: GroupStatus, codes: Codes) -> bool:
+    """Whether the codes rest on a group, or it on them."""
+    key = codes.key
+    if group.kind == "sae":
+        return group.sae == key.sae
+    if group.dataset != key.dataset:
+        return False
+    own = {"model": key.model, "layer": key.layer, "sample_type": key.sample_type, "sae": key.sae}
+    return all(getattr(group, name) in ("", value) for name, value in own.items())

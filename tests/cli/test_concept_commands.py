@@ -1,0 +1,100 @@
+"""The commands of concept detection over a small lake, against what the library returns."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from command_runs import Run
+
+import saestore
+from saestore.analysis.detection import Detection
+from saestore.analysis.localisation import Localisation
+from tests.analysis.concept_lake import CONCEPTS, ConceptLake, build
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> ConceptLake:
+    return build(str(tmp_path_factory.mktemp("concepts") / "lake"))
+
+
+@pytest.fixture
+def lake(made: ConceptLake, tmp_path: Path) -> str:
+    return str(shutil.copytree(made.lake.url, tmp_path / "lake"))
+
+
+def test_from_thresholds_to_places(lake: str, run: Run, tmp_path: Path) -> None:
+    ran = run("prune", lake, "--datasets", "d", "--name", "strong", "--target", "20", "--dead", "1")
+    assert ran.code == 0, ran.err
+    of_view = ["--datasets", "d", "--view", "strong"]
+    ran = run("thresholds", lake, *of_view)
+    assert ran.code == 0, ran.err
+    assert "learned on cal from labelled positions" in ran.out
+    assert "1 of 3 concepts have no row in split cal and stay undefined: 'rare'" in ran.err
+    ran = run("detect", lake, *of_view, "--out", tmp_path / "tables")
+    assert ran.code == 0, ran.err
+    codes = saestore.open(lake).codes("d").view("strong")
+    best = {one.concept: one for one in Detection.open(codes).best()}
+    lines = {line.split()[0]: line.split() for line in ran.out.splitlines() if line.startswith(CONCEPTS)}
+    one = best["shape::cube"]
+    assert lines["shape::cube"][1:5] == [
+        str(one.unit),
+        f"{one.percentile:.3f}",
+        f"{one.threshold:.3f}",
+        f"{one.calibration.f1:.3f}",
+    ]
+    for name in ("best", "counts_cal", "counts_test"):
+        table = pd.read_parquet(tmp_path / f"tables/d/{name}.parquet")
+        text = pd.read_csv(tmp_path / f"tables/d/{name}.csv")
+        assert len(table) == len(text) > 0
+        assert list(table.columns) == list(text.columns)
+    stored = pd.read_parquet(tmp_path / "tables/d/best.parquet").set_index("concept")
+    assert stored.loc["shape::cube", "test_f1"] == one.test.f1
+    assert stored.loc["red", "unit"] == best["red"].unit
+    ran = run("localise", lake, *of_view, "--json")
+    assert ran.code == 0, ran.err
+    found = json.loads(ran.out)[0]["best"]
+    expected = Localisation.open(codes).best()
+    assert [(each["concept"], each["method"], each["unit"]) for each in found] == [
+        (each.concept, each.method, each.unit) for each in expected
+    ]
+    np.testing.assert_allclose(found[0]["test"]["iou"], expected[0].test.iou)
+    ran = run("compare", lake, *of_view)
+    assert ran.code == 0, ran.err
+    assert "differ" not in ran.out.replace("first difference", "")
+    assert ran.out.count("equal") == 18
+    again = run("detect", lake, *of_view)
+    assert again.out.splitlines()[: len(lines)] == run("detect", lake, *of_view).out.splitlines()[: len(lines)]
+
+
+def test_concepts_may_be_patterns(lake: str, run: Run) -> None:
+    ran = run("thresholds", lake, "--datasets", "d", "--concepts", "shape::*", "red", "--json")
+    assert ran.code == 0, ran.err
+    assert [each["concept"] for each in json.loads(ran.out)[0]["concepts"]] == ["shape::cube", "red"]
+
+
+@pytest.mark.parametrize(
+    ("line", "part"),
+    [
+        (["thresholds", "--concepts", "blue"], "no concept 'blue'"),
+        (["thresholds", "--split", "dev"], "split 'dev' is unknown"),
+        (["thresholds", "--percentiles", "0.9", "0.1"], "that ascend"),
+        (["thresholds", "--view", "none"], "none"),
+        (["thresholds", "--by", "row"], "'row'"),
+        (["detect"], "saestore thresholds"),
+        (["localise"], "saestore detect"),
+        (["localise", "--methods", "guess"], "method 'guess' is unknown"),
+        (["compare"], "saestore detect"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_mistakes_are_one_line(lake: str, run: Run, line: list[str], part: str) -> None:
+    ran = run(line[0], lake, "--datasets", "d", *line[1:])
+    assert ran.code == 2, ran.err
+    errors = [each for each in ran.err.splitlines() if each.startswith("error: ")]
+    assert ran.err.splitlines()[-1:] == errors, ran.err
+    assert part in errors[0]
