@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from saestore.verbs import label as label
     from saestore.verbs import localise as localise
     from saestore.verbs import prune as prune
+    from saestore.verbs import report_concepts as report_concepts
     from saestore.verbs import sae_import as sae_import
     from saestore.verbs import sae_list as sae_list
     from saestore.verbs import sae_train as sae_train
@@ -67,6 +68,7 @@ _HOMES = {
     "open": "saestore.verbs.names",
     "prune": "saestore.verbs",
     "read_samples": "saestore.samples",
+    "report_concepts": "saestore.verbs",
     "run": "saestore.recipes",
     "sae_import": "saestore.verbs",
     "sae_list": "saestore.verbs",
@@ -100,6 +102,7 @@ __all__ = [
     "open",
     "prune",
     "read_samples",
+    "report_concepts",
     "run",
     "sae_import",
     "sae_list",

@@ -71,6 +71,7 @@ VERBS: dict[str, Callable[..., Any]] = {
     "detect": verbs.detect,
     "localise": verbs.localise,
     "compare": verbs.compare,
+    "report concepts": verbs.report_concepts,
     "dense": verbs.dense,
 }
 POSITIONAL = {"import": "path", "sae import": "source", "label": "dataset", "show": "dataset", "dense": "dataset"}
@@ -230,15 +231,15 @@ def _why_skipped(file: YamlFile, variables: Variables, number: int, content: Map
     for condition in _CONDITIONS:
         if condition not in content:
             continue
-        value, keys = content[condition], ["steps", number, condition]
+        value = content[condition]
+        keys: list[str | int] = ["steps", number, condition]
         names = variables.named_in(value)
         if not names or not isinstance(value, str):
             raise file.error(keys, f"expected variables such as ${{embeddings}}, got {str(value)[:60]!r}")
         filled = variables.filled(value, keys)
         if condition == "when" and filled is None:
-            return (
-                f"{' and '.join(names)} {'is' if len(names) == 1 else 'are'} empty; {variables.hint(value)} to run it"
-            )
+            none = f"{names[0]} is empty" if len(names) == 1 else f"{', '.join(names)} are all empty"
+            return f"{none}; give --set {names[0]}=... to run it"
         if condition == "unless" and filled is not None:
             return f"{' or '.join(names)} is given ({str(filled)[:60]})"
     return ""
@@ -261,7 +262,7 @@ def run(
     quiet: bool = False,
     say: Say | None = None,
     catalog: Catalog | None = None,
-    begun: Callable[[str, str], None] | None = None,
+    begun: Callable[[str, str, str], None] | None = None,
     done: Callable[[str, Any, Mapping[str, Any]], None] | None = None,
 ) -> RecipeRun:
     """Run the steps of a recipe in order; what is done already is left alone.
@@ -279,8 +280,8 @@ def run(
     dry_run : bool
         Check the recipe and give the command lines; run nothing.
     begun, done : callable, optional
-        Called with each step's command line before it (and why it is skipped, or nothing), and with its verb, result
-        and parameters after it.
+        Called with each step's verb, command line and why it is skipped (empty if it runs) before it, and with its
+        verb, result and parameters after it.
 
     Raises
     ------
@@ -306,7 +307,7 @@ def run(
     for number, step in chosen:
         command = step.command(place)
         if begun is not None:
-            begun(command, step.skipped)
+            begun(step.verb, command, step.skipped)
         if dry_run or step.skipped:
             finished.append(StepRun(step.verb, command, None, 0.0, step.skipped))
             continue

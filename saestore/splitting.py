@@ -59,4 +59,4 @@ def _split_of(content: str, shares: Mapping[str, float]) -> str:
         end += share
         if place < end:
             return name
-    return next(name for name in reversed(shares) if shares[name])  # what rounding leaves of the end
+    return [name for name, share in shares.items() if share][-1]  # what rounding leaves of the end

@@ -85,8 +85,8 @@ class View:
         group = RowGroup.from_document(storage, key.view_path(run, name), document)
         own = group.attributes
         is_view = own["kind"] == _KIND and {"parameters", "report", "lineage"} <= own.keys()
-        units = group.read(_UNIT).astype(np.int64) if is_view else np.zeros(2)
-        if not (np.diff(units) > 0).all():
+        units = group.read(_UNIT).astype(np.int64) if is_view else np.empty(0, np.int64)
+        if not units.size or (np.diff(units) <= 0).any():
             raise IntegrityError(f"{group.path} in {storage.url} is not a view; delete it, and prune again")
         figures = {column: group.read(column) for column in group.array_names if column != _UNIT}
         return cls(name, units, figures, own["parameters"], own["report"], tuple(own["lineage"]))

@@ -76,11 +76,14 @@ def packed(
 @given(data=st.data())
 def test_restricting_is_the_same_slot_by_slot(data: st.DataObject) -> None:
     n, k, d_sae = data.draw(st.integers(0, 9)), data.draw(st.integers(1, 8)), data.draw(st.sampled_from([1, 12, 300]))
+    block = data.draw(st.sampled_from([1, 13, 1 << 17]))
     known = top_k(sparse_rows(n, d_sae, seed=data.draw(st.integers(0, 99))), k)
     kept = data.draw(st.sets(st.integers(0, d_sae - 1)))
     values = known.values.astype(np.float32) * data.draw(st.sampled_from([1, -1]))
     wanted = np.isin(np.arange(d_sae), list(kept))
-    found = restrict(np.asfortranarray(known.indices), values, wanted)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("saestore.kernels.restrict._BLOCK_SLOTS", block)
+        found = restrict(np.asfortranarray(known.indices), values, wanted)
     for mine, theirs in zip(found, packed(known.indices, values, kept), strict=True):
         np.testing.assert_array_equal(mine, theirs)
     assert (found[0].dtype, found[1].dtype) == (known.indices.dtype, np.float32)

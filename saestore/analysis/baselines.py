@@ -58,7 +58,7 @@ Name = TypeVar("Name", bound=str)
 class Baseline:
     """How well one score per sample detects a concept.
 
-    baseline, reduction : what the score is of, and how rows are reduced to samples
+    kind, reduction : what the score is of, and how rows are reduced to samples
     unit : original id, of `unit` alone
     ridge : of `direction` alone
     percentile, threshold : None, and scores NaN, where there is nothing to learn from
@@ -70,7 +70,7 @@ class Baseline:
     """
 
     concept: str
-    baseline: BaselineKind
+    kind: BaselineKind
     reduction: SampleReduction
     unit: int | None
     ridge: float | None
@@ -92,7 +92,7 @@ class Baselines:
     splits : the split that decides, and the split that is only reported
     """
 
-    rows: tuple[Baseline, ...]
+    results: tuple[Baseline, ...]
     splits: tuple[str, str]
 
     def table(self) -> pd.DataFrame:
@@ -108,10 +108,10 @@ class Baselines:
         import pandas as pd
 
         lines = []
-        for one in self.rows:
+        for one in self.results:
             counts = one.counts or (None,) * 4
             lines.append(
-                {"concept": one.concept, "baseline": one.baseline, "reduction": one.reduction}
+                {"concept": one.concept, "baseline": one.kind, "reduction": one.reduction}
                 | {name: getattr(one, name) for name in ("unit", "ridge", "percentile", "threshold", "n_pos")}
                 | {"calibration_f1": one.calibration.f1}
                 | dict(zip(("tp", "fp", "fn", "tn"), counts, strict=True))

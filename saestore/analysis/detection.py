@@ -221,8 +221,8 @@ def write_detection(
             absent = [concept for concept, n in zip(truth.options.concepts, totals[split][0], strict=True) if not n]
             if absent:
                 say(
-                    f"{codes.key.path}: {len(absent)} of {len(totals[split][0])} concepts have no sample in split {split}: "
-                    f"{', '.join(map(repr, absent[:5]))}; their scores there say nothing"
+                    f"{codes.key.path}: {len(absent)} of {len(totals[split][0])} concepts have no sample in split "
+                    f"{split}: {', '.join(map(repr, absent[:5]))}; their scores there say nothing"
                 )
     arrays = [
         ArraySpec(f"{split}_{count}", "int32", len(known.pairs.percentiles), width_axis="percentile")

@@ -23,7 +23,7 @@ class ConceptMap:
     values : (n,) float32, activations of the unit
     labels : (n,) uint8, what the labels say: 1, 0, or 255 where they say nothing
     detected : whether the unit fires in the sample
-    predicted : (n,) bool, the positions that `direct` localisation finds
+    predicted : (n,) bool, the positions of a detected sample that reach the threshold of positions
     special : (n,) bool, positions that were left out
     content : the text, or the path of the image
     spans : (n, 2) int32, characters of the text; None for images
@@ -44,6 +44,16 @@ class ConceptMap:
     spans: NDArray[np.int32] | None
     boxes: NDArray[np.float32] | None
     grid: tuple[int, int] | None
+
+
+@dataclass(frozen=True)
+class MapChoice:
+    """Which unit stands for a concept, from which percentile on it detects, and from which value on it localises."""
+
+    concept: str
+    unit: int
+    detect_percentile: float
+    threshold: float
 
 
 def concept_maps(codes: Codes, localisation: Localisation, concept: str, samples: Sequence[str]) -> list[ConceptMap]:
@@ -69,9 +79,6 @@ def concept_maps(codes: Codes, localisation: Localisation, concept: str, samples
     >>> maps = concept_maps(codes, Localisation.open(codes), "shape::cube", ["12"])  # doctest: +SKIP
     >>> maps[0].values.reshape(maps[0].grid)  # doctest: +SKIP
     """
-    axis = codes.axis
-    if axis.positions is None:
-        raise InputError(f"rows of {codes.key.path} are samples, not positions; map codes of tokens or patches")
     best = {one.concept: one for one in localisation.best() if one.method == "direct"}
     if concept not in best:
         known = ", ".join(list(best)[:10])
@@ -79,12 +86,38 @@ def concept_maps(codes: Codes, localisation: Localisation, concept: str, samples
     one = best[concept]
     if one.unit is None or one.threshold is None or one.detect_percentile is None:
         raise InputError(f"concept {concept!r} has no unit: none is active on its calibration rows")
-    learned: Thresholds = localisation.detection.thresholds
+    choice = MapChoice(concept, one.unit, one.detect_percentile, one.threshold)
+    return unit_maps(codes, localisation.detection.thresholds, choice, samples)
+
+
+def unit_maps(codes: Codes, learned: Thresholds, choice: MapChoice, samples: Sequence[str]) -> list[ConceptMap]:
+    """Return what a unit does in chosen samples, whatever chose it.
+
+    Parameters
+    ----------
+    codes : Codes
+        Those that the thresholds are of.
+    learned : Thresholds
+        What says which labels are believed, and from which value on the unit detects.
+    choice : MapChoice
+    samples : sequence of str
+        Ids.
+
+    Raises
+    ------
+    MissingError
+        The concept, the unit or a sample does not exist.
+    InputError
+        Rows are not positions.
+    """
+    axis = codes.axis
+    if axis.positions is None:
+        raise InputError(f"rows of {codes.key.path} are samples, not positions; map codes of tokens or patches")
     truth = same_truth(codes, learned)
-    labels = truth.row_labels(learned.pairs.place_of(concept))
-    level = int(np.flatnonzero(learned.pairs.percentiles == one.detect_percentile)[0])
-    cut = learned.values(concept)[learned.pairs.place_of_unit(one.unit), level]
-    unit = codes.unit(one.unit)
+    labels = truth.row_labels(learned.pairs.place_of(choice.concept))
+    level = int(np.flatnonzero(learned.pairs.percentiles == choice.detect_percentile)[0])
+    cut = learned.values(choice.concept)[learned.pairs.place_of_unit(choice.unit), level]
+    unit = codes.unit(choice.unit)
     found = []
     for name in samples:
         place = axis.samples.index_of(name)
@@ -100,14 +133,14 @@ def concept_maps(codes: Codes, localisation: Localisation, concept: str, samples
         about = group.attributes
         found.append(
             ConceptMap(
-                concept=concept,
-                unit=one.unit,
+                concept=choice.concept,
+                unit=choice.unit,
                 sample=name,
                 rows=rows,
                 values=values,
                 labels=labels[start:stop],
                 detected=detected,
-                predicted=counted & detected & (values >= np.float32(one.threshold)),
+                predicted=counted & detected & (values >= np.float32(choice.threshold)),
                 special=special,
                 content=str(axis.samples.contents_of(np.array([place]))[0]),
                 spans=np.stack([group.read(edge, start, stop) for edge in ("char_start", "char_end")], axis=1)

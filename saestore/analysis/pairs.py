@@ -20,7 +20,7 @@ from saestore.codes import Codes
 from saestore.engine.resources import load_once, release
 from saestore.engine.run import run_tasks
 from saestore.errors import InputError, MissingError
-from saestore.layout import ALL_UNITS, CodesKey
+from saestore.layout import ALL_UNITS, CodesKey, is_name
 from saestore.postings import UnitEntries
 from saestore.prefetch import prefetch
 from saestore.rows import ArraySpec, Grid, RowGroup
@@ -29,10 +29,14 @@ from saestore.storage import Storage, open_storage, read_document
 Kind = Literal["thresholds", "detection", "localisation"]
 TRUTH = "truth"
 
+BLOCK_ENTRIES = 1 << 20
+"""Entries that are read at a time."""
+
+ENTRY_BYTES = 96
+"""Of an entry while it is read, sorted and shared out to concepts. Measured."""
+
 _CHUNK_PAIRS = 16_384
 _CHUNKS_PER_SHARD = 16
-_BLOCK_ENTRIES = 1 << 20
-_ENTRY_BYTES = 96  # of an entry while it is read, sorted and shared out to concepts. Measured.
 
 Work = Callable[[RowGroup, Truth, Any, slice], Callable[[slice, UnitEntries], Mapping[str, NDArray[Any]]]]
 """Given the group, truth, codes and units of a shard: what makes results of the entries of some of these units."""
@@ -128,14 +132,14 @@ class PairsTask:
         mine = slice(rows.start // per_unit, rows.stop // per_unit)
         make = self.work(group, truth, codes, mine)
         counts = codes.postings.counts[units[mine]]
-        blocks = list(_blocks(counts, _BLOCK_ENTRIES))
+        blocks = list(unit_blocks(counts, BLOCK_ENTRIES))
         parts: list[Mapping[str, NDArray[Any]]] = []
         threads = os.cpu_count() or 1
         read = lambda block: codes.postings.read(units[mine][block[0] : block[1]])  # noqa: E731
         with ThreadPoolExecutor(threads, thread_name_prefix="saestore-concepts") as pool:
             for (start, _), entries in prefetch(read, blocks):
-                shares = _shares(entries.offsets, threads)
-                done = [pool.submit(make, slice(start + a, start + b), _part(entries, a, b)) for a, b in shares]
+                shares = unit_shares(entries.offsets, threads)
+                done = [pool.submit(make, slice(start + a, start + b), part_of(entries, a, b)) for a, b in shares]
                 parts += [each.result() for each in done]
                 advance(len(entries.rows))
         arrays = {name: np.concatenate([part[name] for part in parts]) for name in group.array_names}
@@ -144,7 +148,18 @@ class PairsTask:
 
 
 def result_path(codes: Codes, kind: Kind, name: str) -> str:
-    """Return where a result over codes, or a view of them, lies."""
+    """Return where a result over codes, or a view of them, lies.
+
+    Raises
+    ------
+    InputError
+        The codes are looked at through several views, whose units in common have no name.
+    """
+    if codes.view_name is not None and not is_name(codes.view_name):
+        raise InputError(
+            f"results are stored of one view, and {codes.view_name} are several; give what they have in common a name: "
+            "saestore prune --view"
+        )
     return codes.key.result_path(codes.run, codes.view_name or ALL_UNITS, kind, name)
 
 
@@ -206,9 +221,10 @@ def compute(
     postings.check_complete()
     baseline = psutil.Process().memory_info().rss
     budget = parse_memory(memory) + (baseline if memory is None else 0)
-    most = int(postings.counts[units].max(initial=0))
+    counts = postings.counts[units]
+    most = int(counts.max(initial=0))
     require_memory(
-        baseline + _held_bytes(truth) + 2 * max(most, _BLOCK_ENTRIES) * _ENTRY_BYTES,
+        baseline + _held_bytes(truth) + 2 * max(most, min(BLOCK_ENTRIES, int(counts.sum()))) * ENTRY_BYTES,
         budget=budget,
         what=f"{kind} of {codes.key.path}, whose most active unit is active in {most:,} rows,",
         remedy="give more with --memory, or prune units that are active nearly everywhere",
@@ -275,7 +291,7 @@ def _missing(codes: Codes, kind: Kind, name: str) -> str:
     return f"{of} has no {kind}; compute them: saestore {verb} --datasets {key.dataset}"
 
 
-def _blocks(counts: NDArray[np.int64], most: int) -> list[tuple[int, int]]:
+def unit_blocks(counts: NDArray[np.int64], most: int) -> list[tuple[int, int]]:
     """Cut units into ranges of at most so many entries; a unit that has more is a range of its own."""
     ends = np.cumsum(counts)
     found, start = [], 0
@@ -287,14 +303,15 @@ def _blocks(counts: NDArray[np.int64], most: int) -> list[tuple[int, int]]:
     return found
 
 
-def _shares(offsets: NDArray[np.int64], threads: int) -> list[tuple[int, int]]:
+def unit_shares(offsets: NDArray[np.int64], threads: int) -> list[tuple[int, int]]:
     """Cut units into ranges of about as many entries each."""
     cuts = np.searchsorted(offsets, np.linspace(0, offsets[-1], threads + 1).astype(np.int64))
     cuts[0], cuts[-1] = 0, len(offsets) - 1
     return [(low, high) for low, high in pairwise(cuts.tolist()) if high > low]
 
 
-def _part(entries: UnitEntries, start: int, stop: int) -> UnitEntries:
+def part_of(entries: UnitEntries, start: int, stop: int) -> UnitEntries:
+    """Return the entries of the units at places `start:stop`."""
     held = slice(entries.offsets[start], entries.offsets[stop])
     offsets = entries.offsets[start : stop + 1] - entries.offsets[start]
     return UnitEntries(entries.units[start:stop], offsets, entries.rows[held], entries.values[held])

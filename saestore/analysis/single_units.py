@@ -12,7 +12,7 @@ import psutil
 from numpy.typing import NDArray
 
 from saestore.analysis.counted_rows import CountedRows
-from saestore.analysis.pairs import _BLOCK_ENTRIES, _ENTRY_BYTES, _blocks, _part, _shares
+from saestore.analysis.pairs import BLOCK_ENTRIES, ENTRY_BYTES, part_of, unit_blocks, unit_shares
 from saestore.analysis.truth import Truth
 from saestore.budget import require_memory
 from saestore.codes import Codes
@@ -51,9 +51,9 @@ def choose_units(
     postings.check_complete()
     counts = postings.counts[units]
     most = int(counts.max(initial=0))
-    held = max(most, min(_BLOCK_ENTRIES, int(counts.sum())))
+    held = max(most, min(BLOCK_ENTRIES, int(counts.sum())))
     require_memory(
-        psutil.Process().memory_info().rss + 2 * held * _ENTRY_BYTES,
+        psutil.Process().memory_info().rss + 2 * held * ENTRY_BYTES,
         budget=budget,
         what=f"baselines of {codes.key.path}, whose most active unit is active in {most:,} rows,",
         remedy="give more with --memory, or prune units that are active nearly everywhere",
@@ -97,8 +97,8 @@ def _best(
         Progress(f"baselines {codes.key.path}", total=total, unit="entries", quiet=quiet) as progress,
     ):
         for start, entries in _entries(codes, units):
-            shares = _shares(entries.offsets, threads)
-            done = [(start + a, pool.submit(of, _part(entries, a, b))) for a, b in shares]
+            shares = unit_shares(entries.offsets, threads)
+            done = [(start + a, pool.submit(of, part_of(entries, a, b))) for a, b in shares]
             for first, each in done:  # in the order of units, which decides between equals
                 best = best.or_better(each.result(), first)
             progress.advance(len(entries.rows))
@@ -114,7 +114,7 @@ def _tested(
     units = np.unique(best.unit[best.f1 >= 0])
     for start, entries in _entries(codes, units):
         for at in range(len(entries.units)):
-            one = _part(entries, at, at + 1)
+            one = part_of(entries, at, at + 1)
             scores = unit_scores(one.rows, one.values, split.marks, truth.sample_of_row, split.rows_of_sample)
             mine = (best.f1 >= 0) & (best.unit == units[start + at])
             for r, place in zip(*np.nonzero(mine), strict=True):
@@ -125,6 +125,6 @@ def _tested(
 
 def _entries(codes: Codes, units: NDArray[np.int64]) -> Iterator[tuple[int, UnitEntries]]:
     """Yield the entries of units, block by block, with the place of the first unit of the block."""
-    blocks = _blocks(codes.postings.counts[units], _BLOCK_ENTRIES)
+    blocks = unit_blocks(codes.postings.counts[units], BLOCK_ENTRIES)
     for (start, _), entries in prefetch(lambda block: codes.postings.read(units[block[0] : block[1]]), blocks):
         yield start, entries

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from saestore.cli import concepts, labelling, making, pruning, reading, running, saes
+from saestore.cli import concepts, labelling, making, pruning, reading, reporting, running, saes
 
 app = typer.Typer(
     name="saestore",
@@ -18,6 +18,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+report_app = typer.Typer(name="report", help="Write results as web pages.", rich_markup_mode=None)
 sae_app = typer.Typer(name="sae", help="Import, list and train SAEs.", rich_markup_mode=None)
 COMMANDS: Mapping[str, Callable[..., None]] = {
     "init": making.init,
@@ -44,11 +45,15 @@ SAE_COMMANDS: Mapping[str, Callable[..., None]] = {
     "list": saes.sae_list,
     "train": saes.sae_train,
 }
+REPORT_COMMANDS: Mapping[str, Callable[..., None]] = {"concepts": reporting.report_concepts}
 for name, command in COMMANDS.items():
     app.command(name)(command)
 for name, command in SAE_COMMANDS.items():
     sae_app.command(name)(command)
+for name, command in REPORT_COMMANDS.items():
+    report_app.command(name)(command)
 app.add_typer(sae_app)
+app.add_typer(report_app)
 
 
 def _version(wanted: bool) -> None:

@@ -380,6 +380,7 @@ _TEXTS: dict[str, Callable[[Any, Options], str]] = {
     "detect": present_concepts.detect,
     "localise": present_concepts.localise,
     "compare": present_concepts.compare,
+    "report concepts": present_concepts.report,
     "dense": _dense,
     "run": _run,
 }

@@ -6,11 +6,13 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from saestore.budget import readable_bytes
 from saestore.cli.tables import table
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from saestore.verbs import WrittenReport
     from saestore.verbs.concepts import (
         Analysed,
         ComparedConcepts,
@@ -104,6 +106,13 @@ def compare(result: list[ComparedConcepts], options: Options) -> str:
             + table(["what", "numbers", "result", "first difference"], rows)
         )
     return "\n\n".join(parts)
+
+
+def report(result: WrittenReport, options: Options) -> str:
+    """Return the text of `report concepts`."""
+    count = len(result.datasets)
+    told = f"{result.path}: {count} dataset{'' if count == 1 else 's'}, {readable_bytes(result.bytes)}"
+    return "\n".join([told, *(str(file) for file in result.data)])
 
 
 def _of(analysed: Analysed) -> str:

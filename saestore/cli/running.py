@@ -43,9 +43,7 @@ def run(
     # The steps' own output is the progress of a recipe: on stdout for people, and on stderr beside JSON.
     stream = sys.stderr if json else sys.stdout
 
-    def begun(command: str, skipped: str) -> None:
-        words = command.split()
-        verb = " ".join(words[1:3] if words[1] == "sae" else words[1:2])
+    def begun(verb: str, command: str, skipped: str) -> None:
         typer.echo(f"skipped: {verb}: {skipped}\n" if skipped else f"$ {command}", file=stream)
 
     def done(verb: str, result: Any, options: Any) -> None:

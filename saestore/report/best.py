@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from saestore.analysis.detection import BestUnit
 from saestore.kernels.confusion import Scores
-from saestore.report.drawing import BLUE, GREEN, INK, ORANGE, legend_above, svg
+from saestore.report.drawing import BLUE, GREEN, INK, ORANGE, svg
 from saestore.report.page import Cell, Data, Section, missing, number, paragraph, table, text, whole
 from saestore.report.subject import Subject
 
@@ -21,14 +22,14 @@ _SCORES = ("precision", "recall", "f1", "accuracy", "iou")
 
 def best_section(subject: Subject) -> Section:
     """Return the table of best units, every number as `Detection.best` gives it."""
-    key, title = f"best-{subject.dataset}", "Best unit of each concept"
+    key, title = f"best-{subject.number}", "Best unit of each concept"
     if subject.detection is None:
         return Section(key, title, missing(_no_detection(subject)))
     decide, report = subject.detection.splits
     words = (
         f"Unit and percentile were chosen together by F1 on split {decide}; split {report} was only reported, with the "
         f"interval that holds 95 % of F1 over resampled samples. Always yes is what F1 on {report} would be without "
-        f"looking. The oracle is the best unit on {report} itself: no choice may use it, it only says how much a better "
+        f"looking. The oracle is the best unit on {report} itself: no choice may use it, it only says what a better "
         "choice could gain."
     )
     headers = [
@@ -71,7 +72,7 @@ def best_section(subject: Subject) -> Section:
 
 def curves_section(subject: Subject) -> Section:
     """Return for each concept the thresholds of its best unit and the scores there, over all percentiles."""
-    key, title = f"curves-{subject.dataset}", "Thresholds and scores by percentile"
+    key, title = f"curves-{subject.number}", "Thresholds and scores by percentile"
     detection = subject.detection
     if detection is None:
         return Section(key, title, missing(_no_detection(subject)))
@@ -92,7 +93,7 @@ def curves_section(subject: Subject) -> Section:
             (4.6, 1.9),
             f"threshold, and F1 on {decide} and {report}, by percentile",
             lambda figure, one=one, cut=cut, f1=f1: _draw(  # type: ignore[misc]
-                figure, one, levels, cut, (decide, f1[decide]), (report, f1[report])
+                figure, one, levels, cut, f1[decide], f1[report]
             ),
         )
         pictures.append(
@@ -100,9 +101,13 @@ def curves_section(subject: Subject) -> Section:
         )
         for level, value, first, second in zip(levels, cut, f1[decide], f1[report], strict=True):
             lines.append((one.concept, one.unit, level, value, first, second))
-    words = f"The best unit of each concept; the grey line is the percentile that F1 on {decide} chose."
+    words = (
+        "The best unit of each concept. Left its threshold; right F1, blue on split "
+        f"{decide}, orange and broken on split {report}, and dotted green that of firing in every sample of {report}. "
+        f"The grey line is the percentile that F1 on {decide} chose."
+    )
     if without:
-        words += f" No unit is active on rows of {len(without)} concepts: {', '.join(without)}."
+        words += f" No unit is active on rows of: {', '.join(without)}."
     names = ("concept", "unit", "percentile", "threshold", f"f1_{decide}", f"f1_{report}")
     columns = dict(zip(names, map(list, zip(*lines, strict=True)) if lines else ([],) * len(names), strict=True))
     body = paragraph(words) + f'<div class="grid">{"".join(pictures)}</div>'
@@ -112,23 +117,22 @@ def curves_section(subject: Subject) -> Section:
 def _draw(
     figure: Figure,
     one: BestUnit,
-    levels: np.ndarray,
-    cut: np.ndarray,
-    decide: tuple[str, np.ndarray],
-    report: tuple[str, np.ndarray],
+    levels: NDArray[np.float64],
+    cut: NDArray[np.float32],
+    f1_decide: NDArray[np.float64],
+    f1_report: NDArray[np.float64],
 ) -> None:
     left, right = figure.subplots(1, 2)
     left.plot(levels, np.where(np.isfinite(cut), cut, np.nan), color=INK, marker="o", markersize=2.6, linewidth=1.2)
     left.set(xlabel="percentile", ylabel="threshold", ylim=(0, None))
-    for (split, f1), colour, line in ((decide, BLUE, "-"), (report, ORANGE, "--")):
-        right.plot(levels, f1, line, color=colour, marker="o", markersize=2.6, linewidth=1.2, label=f"F1 {split}")
-    right.axhline(one.always_yes_f1, color=GREEN, linewidth=0.9, linestyle=":", label="always yes")
-    right.set(xlabel="percentile", ylim=(0, 1.02))
+    for f1, colour, line in ((f1_decide, BLUE, "-"), (f1_report, ORANGE, "--")):
+        right.plot(levels, f1, line, color=colour, marker="o", markersize=2.6, linewidth=1.2)
+    right.axhline(one.always_yes_f1, color=GREEN, linewidth=0.9, linestyle=":")
+    right.set(xlabel="percentile", ylabel="F1", ylim=(0, 1.02))
     for axes in (left, right):
         axes.set_xlim(0, 1)
         if one.percentile is not None:
             axes.axvline(one.percentile, color="#b8c0ca", linewidth=2.4, zorder=0)
-    legend_above(right, 3)
 
 
 def _best_data(dataset: str, best: Sequence[BestUnit]) -> Data:

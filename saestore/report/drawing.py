@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 INK, FAINT, BLUE, ORANGE, GREEN = "#1c2430", "#8a94a1", "#1f5fa8", "#d65414", "#12703c"
 
-_STYLE = {
+_STYLE: Any = {
     "axes.axisbelow": True,
     "axes.edgecolor": FAINT,
     "axes.grid": True,
@@ -66,7 +66,8 @@ def svg(name: str, size: tuple[float, float], label: str, draw: Callable[[Figure
     out = io.StringIO()
     with matplotlib.rc_context():
         matplotlib.rcdefaults()  # a user's own style would change the bytes
-        matplotlib.rcParams.update({**_STYLE, "svg.hashsalt": name})
+        matplotlib.rcParams.update(_STYLE)
+        matplotlib.rcParams["svg.hashsalt"] = name
         figure = Figure(figsize=size, layout="constrained")
         draw(figure)
         figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})

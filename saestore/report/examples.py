@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from saestore.analysis.detection import BestUnit, Detection, same_truth
+from saestore.analysis.truth import UNLABELLED
 from saestore.codes import Codes
-from saestore.labels import UNLABELLED
 
 Outcome = Literal["hit", "missed", "alarm", "unlabelled"]
 

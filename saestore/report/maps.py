@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterator
-from itertools import zip_longest
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from saestore.analysis.detection import BestUnit, Detection
 from saestore.analysis.localisation import Localisation
-from saestore.analysis.maps import ConceptMap, concept_maps
-from saestore.errors import ConflictError, SaestoreError
+from saestore.analysis.maps import ConceptMap, MapChoice, unit_maps
+from saestore.errors import ConflictError
 from saestore.report.examples import Example, Examples
 from saestore.report.page import Cell, Data, Section, missing, number, paragraph, table, text
 from saestore.report.subject import Subject
@@ -24,6 +24,8 @@ THUMBNAIL = 224
 
 TOKENS = 160
 """Of a longer text, so many tokens around the strongest are shown."""
+
+_REST = 200
 
 _OUTCOMES = {
     "hit": "detected, has the concept",
@@ -41,7 +43,7 @@ def maps_section(subject: Subject, concepts: int) -> Section:
     concepts : int
         The most concepts to map.
     """
-    key, title = f"maps-{subject.dataset}", "Where units are active"
+    key, title = f"maps-{subject.number}", "Where units are active"
     detection = subject.detection
     if detection is None:
         return Section(key, title, missing(f"There is no detection to show: {subject.remarks.get('detection', '')}"))
@@ -57,55 +59,75 @@ def maps_section(subject: Subject, concepts: int) -> Section:
         )
     else:
         parts.append(_localised(key, subject.localisation))
-    named = [one for one in subject.best if one.unit is not None]
+    choices = _choices(subject)
+    named = [one for one in subject.best if one.concept in choices]
     chosen = sorted(named, key=lambda one: -one.calibration.f1)[:concepts]
     drawn: list[tuple[ConceptMap, Example]] = []
     try:
         examples = Examples(subject.codes, detection)
         for one in chosen:
-            found = list(_mapped(subject, detection, examples, one))
+            found = list(_mapped(subject, detection, examples, one, choices[one.concept]))
             drawn += found
             if found:
                 figures = "".join(_figure(each, example) for each, example in found)
                 parts.append(f"<h4>{text(one.concept)}: unit {one.unit}</h4><div class='maps'>{figures}</div>")
             else:
                 split = detection.splits[1]
-                parts.append(f"<h4>{text(one.concept)}: unit {one.unit}</h4>{missing(f'No sample in {split} to show.')}")
+                parts.append(
+                    f"<h4>{text(one.concept)}: unit {one.unit}</h4>{missing(f'No sample in {split} to show.')}"
+                )
     except ConflictError as error:
         parts.append(missing(f"Samples cannot be mapped: {error}"))
     if drawn:
         of_images = drawn[0][0].boxes is not None
         parts.insert(0, _key(of_images))
-        parts.insert(0, paragraph(_about(len(chosen), len(named), detection.splits, drawn)))
+        has_images = any("<image " in part for part in parts)
+        parts.insert(0, paragraph(_about(len(chosen), len(named), detection.splits, drawn, has_images=has_images)))
     return Section(key, title, "".join(parts), (_data(subject.dataset, drawn),) if drawn else ())
 
 
+def _choices(subject: Subject) -> dict[str, MapChoice]:
+    """Return for each concept the threshold of positions: that of direct localisation, else that of the detection."""
+    found = {}
+    for one in subject.best:
+        if one.unit is not None and one.percentile is not None and one.threshold is not None:
+            found[one.concept] = MapChoice(one.concept, one.unit, one.percentile, one.threshold)
+    for where in subject.localisation.best() if subject.localisation is not None else ():
+        if where.method == "direct" and where.threshold is not None and where.concept in found:
+            found[where.concept] = replace(found[where.concept], threshold=where.threshold)
+    return found
+
+
 def _mapped(
-    subject: Subject, detection: Detection, examples: Examples, one: BestUnit
+    subject: Subject, detection: Detection, examples: Examples, one: BestUnit, choice: MapChoice
 ) -> Iterator[tuple[ConceptMap, Example]]:
     chosen = examples.of(one)
     names = [example.sample for example in chosen]
-    source = subject.localisation if subject.localisation is not None else detection
-    yield from zip(concept_maps(subject.codes, source, one.concept, names), chosen, strict=True)
+    yield from zip(unit_maps(subject.codes, detection.thresholds, choice, names), chosen, strict=True)
 
 
-def _about(shown: int, of: int, splits: tuple[str, str], drawn: list[tuple[ConceptMap, Example]]) -> str:
+def _about(
+    shown: int, of: int, splits: tuple[str, str], drawn: list[tuple[ConceptMap, Example]], *, has_images: bool
+) -> str:
     decide, report = splits
     words = (
-        f"Samples of split {report} with the highest values of the best unit, and where there is one a missed sample and "
-        "a false alarm."
+        f"Samples of split {report} with the highest values of the best unit, and where there is one a missed "
+        "sample and a false alarm."
     )
     if shown < of:
         words += f" The {shown} of {of} concepts with the highest F1 on {decide} are shown; more with --maps."
-    if drawn[0][0].boxes is not None and not any(_image(each.content) for each, _ in drawn):
+    if drawn[0][0].boxes is not None and not has_images:
         words += " The image files are not there, or Pillow is not installed; the grid of patches stands alone."
+    if drawn[0][0].boxes is None and drawn[0][0].spans is None:
+        words += " Which characters tokens stand for is not stored; numbers count the positions of a sample."
     return words
 
 
 def _key(of_images: bool) -> str:
     marks = [("heat", "activation, 0 to the map's largest"), ("has", "labelled with the concept")]
     marks += [("found", "predicted")] if of_images else [("under", "predicted"), ("grey", "special token")]
-    return f"<p class='note'>{''.join(f'<span class="key {kind}"></span>{words}' for kind, words in marks)}</p>"
+    shown = "".join(f"<span class='key {kind}'></span>{words}" for kind, words in marks)
+    return f"<p class='note'>{shown}</p>"
 
 
 def _figure(each: ConceptMap, example: Example) -> str:
@@ -132,7 +154,9 @@ def _patches(each: ConceptMap) -> str:
     image = _image(each.content)
     width, height = image[1] if image else (float(np.ceil(edge)) for edge in boxes[:, 2:].max(axis=0))
     left, top = (float(min(0, np.floor(edge))) for edge in boxes[:, :2].min(axis=0))
-    right, bottom = (float(max(size, edge)) for size, edge in zip((width, height), boxes[:, 2:].max(axis=0), strict=True))
+    right, bottom = (
+        float(max(size, edge)) for size, edge in zip((width, height), boxes[:, 2:].max(axis=0), strict=True)
+    )
     parts = []
     if image:
         parts.append(f'<image href="{image[0]}" width="{width:g}" height="{height:g}" preserveAspectRatio="none"/>')
@@ -141,7 +165,7 @@ def _patches(each: ConceptMap) -> str:
         if value > 0:
             parts.append(
                 f'<rect class="cell" x="{x0:.6g}" y="{y0:.6g}" width="{x1 - x0:.6g}" height="{y1 - y0:.6g}" '
-                f'fill-opacity="{0.12 + 0.73 * value / largest:.3f}"><title>{value:.4g}</title></rect>'
+                f'fill-opacity="{0.12 + 0.6 * value / largest:.3f}"><title>{value:.4g}</title></rect>'
             )
     frame = boxes[:, :2].min(axis=0).tolist() + boxes[:, 2:].max(axis=0).tolist()
     lines = _lines(boxes, each.grid)
@@ -226,7 +250,7 @@ def _tokens(each: ConceptMap) -> str:
     shown = range(first, min(n, first + TOKENS))
     largest = float(each.values.max(initial=0)) or 1.0
     parts = ["… "] if first else []
-    cursor: int | None = None
+    cursor = None if first else 0
     for place in shown:
         if each.spans is None:
             parts.append(_token(each, place, "special" if each.special[place] else f" {place} ", largest) + " ")
@@ -243,9 +267,9 @@ def _tokens(each: ConceptMap) -> str:
     if shown.stop < n:
         parts.append(" …")
     elif each.spans is not None:
-        parts.append(text(each.content[cursor or 0 :]))
-    note = "" if each.spans is not None else "<p class='note'>Characters of tokens are not stored; numbers are positions.</p>"
-    return f"<p class='tokens'>{''.join(parts)}</p>{note}"
+        rest = each.content[cursor or 0 :]  # of a text that the model did not read to its end, it may be long
+        parts.append(text(rest if len(rest) <= _REST else f"{rest[:_REST]} …"))
+    return f"<p class='tokens'>{''.join(parts)}</p>"
 
 
 def _token(each: ConceptMap, place: int, shown: str, largest: float) -> str:
@@ -289,17 +313,29 @@ def _localised(key: str, found: Localisation) -> str:
 
 
 def _data(dataset: str, drawn: list[tuple[ConceptMap, Example]]) -> Data:
-    columns: dict[str, list[object]] = {name: [] for name in _COLUMNS}
-    for each, example in drawn:
-        for place in range(len(each.rows)):
-            flags = each.special[place], each.predicted[place]
-            box = each.boxes[place].tolist() if each.boxes is not None else ()
-            span = each.spans[place].tolist() if each.spans is not None else ()
-            line = (each.concept, each.unit, each.sample, example.outcome, int(each.rows[place]), each.values[place])
-            for name, value in zip_longest(_COLUMNS, (*line, int(each.labels[place]), *map(int, flags), *box, *span)):
-                if name is not None and value is not None:
-                    columns[name].append(value)
-    return Data(dataset, "maps", {name: values for name, values in columns.items() if values})
+    """Return every position of every map, with its box or its characters."""
+    maps = [each for each, _ in drawn]
+    lengths = [len(each.rows) for each in maps]
 
+    def repeated(values: Sequence[str | int]) -> NDArray[np.object_]:
+        return np.repeat(np.array(values, dtype=object), lengths)
 
-_COLUMNS = ("concept", "unit", "sample", "outcome", "row", "value", "label", "special", "predicted")
+    columns = {
+        "concept": repeated([each.concept for each in maps]),
+        "unit": repeated([each.unit for each in maps]),
+        "sample": repeated([each.sample for each in maps]),
+        "outcome": repeated([example.outcome for _, example in drawn]),
+        "row": np.concatenate([each.rows for each in maps]),
+        "value": np.concatenate([each.values for each in maps]),
+        "label": np.concatenate([each.labels for each in maps]),
+        "predicted": np.concatenate([each.predicted for each in maps]).astype(int),
+        "special": np.concatenate([each.special for each in maps]).astype(int),
+    }
+    for names, places in (
+        (("x0", "y0", "x1", "y1"), [each.boxes for each in maps]),
+        (("char_start", "char_end"), [each.spans for each in maps]),
+    ):
+        stored = [each for each in places if each is not None]
+        if len(stored) == len(maps):
+            columns |= dict(zip(names, np.concatenate(stored).T, strict=True))
+    return Data(dataset, "maps", columns)

@@ -15,6 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+_LONG = 40
+"""A text of more characters may be broken into lines in a table."""
+
 Values = Sequence[Any] | NDArray[Any]
 
 
@@ -31,8 +34,8 @@ class Data:
 
     @property
     def key(self) -> str:
-        """The name of the block on the page."""
-        return f"{self.dataset}.{self.name}" if self.dataset else self.name
+        """The id of the block on the page, in which no space may be."""
+        return f"{self.dataset}.{self.name}".replace(" ", "·") if self.dataset else self.name
 
     def plain(self) -> dict[str, list[Any]]:
         """Return the columns as JSON holds them; a number that is not finite is null."""
@@ -177,7 +180,7 @@ def _block(data: Data) -> str:
 
 def _cell(cell: Cell | str) -> str:
     if isinstance(cell, str):
-        return f"<td>{text(cell)}</td>"
+        return f"<td{_class('long' if len(cell) > _LONG else '')}>{text(cell)}</td>"
     if isinstance(cell.value, int | float):
         return f'<td class="number" data-value="{cell.value!r}">{text(cell.shown)}</td>'
     return f'<td data-value="{text("" if cell.value is None else cell.value)}">{text(cell.shown)}</td>'

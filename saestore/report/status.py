@@ -28,7 +28,7 @@ def _splits(subjects: Sequence[Subject]) -> str:
     headers = [("dataset", ""), ("samples", "")]
     headers += [(name, f"samples in split {name}") for name in (*SPLITS, "no split")]
     headers += [("rows", "rows of the codes"), ("units", "units that are looked at"), ("concepts", "that are detected")]
-    rows = [
+    rows: list[list[Cell | str]] = [
         [
             subject.dataset,
             whole(len(subject.codes.samples)),
@@ -39,7 +39,7 @@ def _splits(subjects: Sequence[Subject]) -> str:
         ]
         for subject in subjects
     ]
-    return table("splits", headers, rows)
+    return table("table-splits", headers, rows)
 
 
 def _states(subjects: Sequence[Subject]) -> str:
@@ -80,15 +80,15 @@ def _states(subjects: Sequence[Subject]) -> str:
                         whole(result.pairs),
                         "concepts" if kind == "localisation" else "pairs",
                         Cell(result.stored_bytes, readable_bytes(result.stored_bytes)),
-                        result.software,
+                        f"written by saestore {result.version}" if result.version else "",
                     ]
                 )
             if not results:
-                remark = subject.remarks.get(kind, "")  # type: ignore[call-overload]
+                remark = subject.remarks.get(kind, "")
                 rows.append(
                     [subject.dataset, kind, "", "missing", number(None), number(None), "", number(None), remark]
                 )
-    return table("states", headers, rows) if rows else missing("the lake holds nothing of these datasets")
+    return table("table-states", headers, rows) if rows else missing("the lake holds nothing of these datasets")
 
 
 def _split_data(subjects: Sequence[Subject]) -> Data:

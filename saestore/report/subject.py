@@ -25,7 +25,7 @@ class ResultState:
 
     state : `done`, or `partial` where it was not computed to its end
     pairs, written_pairs : rows of the result, and those in its ledger
-    software : versions that wrote it
+    version : of saestore that wrote it, empty where it is not recorded
     """
 
     kind: Kind
@@ -34,13 +34,14 @@ class ResultState:
     pairs: int
     written_pairs: int
     stored_bytes: int
-    software: str
+    version: str
 
 
 @dataclass(frozen=True, eq=False)
 class Subject:
     """One dataset of a report.
 
+    number : its place on the page, from 1
     codes : all units, or a view
     groups : what the lake holds of the dataset that the codes rest on
     results : what is stored of the codes or the view, whatever its name
@@ -49,6 +50,7 @@ class Subject:
     remarks : by kind of result why it cannot be shown
     """
 
+    number: int
     codes: Codes
     groups: tuple[GroupStatus, ...]
     results: tuple[ResultState, ...]
@@ -68,12 +70,14 @@ class Subject:
         return self.codes.positions is not None
 
 
-def open_subject(codes: Codes, groups: list[GroupStatus], detection: str, *, seed: int) -> Subject:
+def open_subject(codes: Codes, number: int, groups: list[GroupStatus], detection: str, *, seed: int) -> Subject:
     """Open what there is of codes; what cannot be read is remarked.
 
     Parameters
     ----------
     codes : Codes
+    number : int
+        Place on the page, from 1.
     groups : list of GroupStatus
         Of the whole lake.
     detection : str
@@ -104,6 +108,7 @@ def open_subject(codes: Codes, groups: list[GroupStatus], detection: str, *, see
         except (MissingError, HoleError, ConflictError) as error:
             remarks["localisation"], where = str(error), None
     return Subject(
+        number=number,
         codes=codes,
         groups=tuple(group for group in groups if _belongs(group, codes)),
         results=tuple(_states(codes)),
@@ -137,7 +142,6 @@ def _states(codes: Codes) -> Iterator[ResultState]:
                 continue
             group = RowGroup.from_document(codes.group.storage, path, document)
             written = group.written_rows()
-            versions = group.attributes.get("provenance", {})
             yield ResultState(
                 kind=kind,
                 name=name,
@@ -145,7 +149,7 @@ def _states(codes: Codes) -> Iterator[ResultState]:
                 pairs=group.grid.rows,
                 written_pairs=written,
                 stored_bytes=group.stored_bytes(),
-                software=", ".join(f"{package} {version}" for package, version in versions.items()),
+                version=str(group.attributes.get("provenance", {}).get("saestore", "")),
             )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -43,7 +42,7 @@ def units_section(subject: Subject) -> Section:
 
     With a view: over the split it was chosen on, with its cuts; else over the split that thresholds were learned on.
     """
-    codes, key = subject.codes, f"units-{subject.dataset}"
+    codes, key = subject.codes, f"units-{subject.number}"
     name = codes.view_name
     view = None if name is None or "&" in name else View.open(codes.group.storage, codes.key, codes.run, name)
     split, special = _counted(subject, view)
@@ -89,7 +88,9 @@ class _Drawing:
 
     def draw(self, figure: Figure) -> None:
         axes = figure.subplots()
-        axes.set(xscale="log", yscale="log", xlabel="active fraction of rows", ylabel="99th percentile of active values")
+        axes.set(
+            xscale="log", yscale="log", xlabel="active fraction of rows", ylabel="99th percentile of active values"
+        )
         fraction, p99 = self.figures.fraction, self.figures.p99
         if self.is_binned and not self.kept.all():
             self._draw_bins(axes, ~self.kept, "Greys", 0.15, "not kept (bins)")
@@ -128,7 +129,7 @@ class _Drawing:
             [(x[i], y[j]), (x[i + 1], y[j]), (x[i + 1], y[j + 1]), (x[i], y[j + 1])]
             for i, j in zip(columns.tolist(), rows.tolist(), strict=True)
         ]
-        depth = least + (1 - least) * np.log1p(counts) / max(1e-9, float(np.log1p(counts.max(initial=1))))
+        depth = least + (0.72 - least) * np.log1p(counts) / max(1e-9, float(np.log1p(counts.max(initial=1))))
         shades = matplotlib.colormaps[colours](depth)
         axes.add_collection(PolyCollection(corners, facecolors=shades, edgecolors="none", linewidths=0))
         axes.plot([], [], linestyle="none", marker="s", color=shades[int(np.argmax(counts))], label=label)
@@ -146,7 +147,12 @@ class _Drawing:
         found = []
         if not self.keeps_binned:
             marks = self.figures.at(one_by_one)
-            columns = {"unit": marks.units, "active_rows": marks.count, "fraction": marks.fraction, "p99": marks.p99}
+            columns: dict[str, NDArray[Any]] = {
+                "unit": marks.units,
+                "active_rows": marks.count,
+                "fraction": marks.fraction,
+                "p99": marks.p99,
+            }
             found.append(Data(dataset, "units", {**columns, "kept": self.kept[one_by_one].astype(int)}))
         if self.is_binned:
             found.append(Data(dataset, "unit_bins", self._bin_columns()))

@@ -10,6 +10,7 @@ from saestore.verbs.labelling import label
 from saestore.verbs.listing import CatalogRow, LakeStatus, catalog, status
 from saestore.verbs.making import encode, extract, import_, init
 from saestore.verbs.pruning import Pruned, prune
+from saestore.verbs.reporting import WrittenReport, report_concepts
 from saestore.verbs.showing import ShownRow, ShownRows, ShownUnit, TopUnits, show, top
 from saestore.verbs.slicing import dense
 from saestore.verbs.statistics import UnitTable, stats
@@ -29,6 +30,7 @@ __all__ = [
     "TopUnits",
     "Training",
     "UnitTable",
+    "WrittenReport",
     "catalog",
     "compare",
     "dense",
@@ -41,6 +43,7 @@ __all__ = [
     "label",
     "localise",
     "prune",
+    "report_concepts",
     "sae_import",
     "sae_list",
     "sae_train",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from saestore.analysis.pruning import Criteria, concept_rows
 from saestore.analysis.pruning import prune as prune_codes
@@ -218,21 +218,17 @@ def _positives(
 
 
 def _rule(parameters: str, catalog: Catalog | None) -> FixedPruning | AdaptivePruning:
-    entry = _catalog(catalog).parameter_set(parameters)
-    if entry.prune is None:
+    from saestore.catalogs import load_catalog
+
+    rule = (catalog or load_catalog()).parameter_set(parameters).prune
+    if rule is None:
         raise InputError(
             f"parameter set {parameters!r} has no pruning rule; those that have one: {', '.join(_rules(catalog))}"
         )
-    return entry.prune
+    return rule
 
 
 def _rules(catalog: Catalog | None) -> list[str]:
-    return [name for name, entry in _catalog(catalog).parameters.items() if entry.prune is not None]
-
-
-def _catalog(catalog: Catalog | None) -> Any:
-    if catalog is not None:
-        return catalog
     from saestore.catalogs import load_catalog
 
-    return load_catalog()
+    return [name for name, entry in (catalog or load_catalog()).parameters.items() if entry.prune is not None]

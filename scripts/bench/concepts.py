@@ -155,7 +155,7 @@ def dense(folder: str, name: str) -> dict[str, Any]:
     return {"seconds": time.perf_counter() - begun, "learned": learned, "hits": hits}
 
 
-def exporting(folder: str, name: str) -> dict[str, Any]:
+def checking(folder: str, name: str) -> dict[str, Any]:
     """Time the comparison of stored results with the dense matrix; a difference ends the benchmark."""
     import saestore
 
@@ -202,7 +202,7 @@ def measured_size(folder: Path, size: Size, *, quick: bool) -> list[Record]:
     learned = best_round(folder, size, "learning", ["views/*/bench/thresholds"], quick)
     detected = best_round(folder, size, "detecting", ["views/*/bench/detection"], quick)
     localised = best_round(folder, size, "localising", ["views/*/bench/localisation"], quick)
-    checked = child(__file__, "exporting", {"folder": str(folder), "name": size.name})
+    checked = child(__file__, "checking", {"folder": str(folder), "name": size.name})
     both = learned["seconds"] + detected["seconds"]
     peak = max(learned["peak_bytes"], detected["peak_bytes"]) / 2**30
     goal = {} if quick else {"COCO": "<= 2.0"}
@@ -257,5 +257,5 @@ def options() -> argparse.ArgumentParser:
 
 if __name__ == "__main__":
     given = options().parse_args()
-    tasks = (prepare, pruning, learning, detecting, localising, dense, exporting)
+    tasks = (prepare, pruning, learning, detecting, localising, dense, checking)
     run(given, partial(measure, given), {task.__name__: task for task in tasks})

@@ -1,4 +1,4 @@
-"""A lake with samples in splits that are interleaved, labelled positions, codes, postings and activations, all known."""
+"""A lake with interleaved splits, labelled positions, codes, postings and activations, all known."""
 
 from __future__ import annotations
 

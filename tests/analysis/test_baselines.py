@@ -247,8 +247,8 @@ def check(one: Baseline, expected: tuple | None, tolerance: float) -> None:
         assert np.isnan([one.test.f1, one.test.precision, one.calibration.f1, one.f1_low, one.f1_high]).all()
         return
     choice, level, cut, n_pos, cal, test = expected
-    assert (one.ridge if one.baseline == "direction" else one.unit) == choice
-    assert (one.unit if one.baseline == "direction" else one.ridge) is None
+    assert (one.ridge if one.kind == "direction" else one.unit) == choice
+    assert (one.unit if one.kind == "direction" else one.ridge) is None
     assert (one.percentile, one.n_pos, one.counts) == (level, n_pos, tuple(test))
     assert one.threshold == pytest.approx(cut, abs=tolerance)
     assert one.calibration.f1 == pytest.approx(f1(cal))
@@ -264,9 +264,9 @@ def check(one: Baseline, expected: tuple | None, tolerance: float) -> None:
 @pytest.mark.parametrize(("by", "special"), [("position", False), ("sample", True)])
 def test_directions_are_those_of_scikit_learn(made: Content, codes: Codes, by: str, special: bool) -> None:
     known = learned(codes, by=by, special=special, name=f"{by}-direction")
-    found = run(codes, known, which=["direction"]).rows
+    found = run(codes, known, which=["direction"]).results
     assert [(one.concept, one.reduction) for one in found] == list(itertools.product(CONCEPTS, REDUCTIONS))
-    assert {one.baseline for one in found} == {"direction"}
+    assert {one.kind for one in found} == {"direction"}
     for one in found:
         check(one, expected_direction(made, CONCEPTS.index(one.concept), one.reduction, by, special), 1e-5)
     assert found[-1].percentile is None, "no row of split train has the last concept"
@@ -276,7 +276,7 @@ def test_directions_are_those_of_scikit_learn(made: Content, codes: Codes, by: s
 @pytest.mark.parametrize(("by", "special"), [("position", False), ("sample", True)])
 def test_units_are_those_of_loops(made: Content, codes: Codes, by: str, special: bool) -> None:
     known = learned(codes, by=by, special=special, name=f"{by}-unit")
-    found = run(codes, known, which=["unit"]).rows
+    found = run(codes, known, which=["unit"]).results
     assert [(one.concept, one.reduction) for one in found] == list(itertools.product(CONCEPTS, REDUCTIONS))
     for one in found:
         expected = expected_unit(made, CONCEPTS.index(one.concept), one.reduction, special, list(range(D_SAE)))
@@ -291,15 +291,15 @@ def test_a_view_chooses_among_its_units(made: Content, tmp_path: Path) -> None:
     units = [2, 5, 9, 13]
     write_view(codes.group.storage, codes.key, codes.run, View("few", np.array(units), {}, {}))
     view = codes.view("few")
-    for one in run(view, learned(view), which=["unit"]).rows:
+    for one in run(view, learned(view), which=["unit"]).results:
         check(one, expected_unit(made, CONCEPTS.index(one.concept), one.reduction, False, units), 0)
 
 
 def test_of_pooled_rows_the_largest_value_is_the_detection(made: Content, tmp_path: Path) -> None:
     codes = store(tmp_path / "lake", made, pooled=True)
     known = learned(codes)
-    found = run(codes, known).rows
-    assert [(one.concept, one.baseline, one.reduction) for one in found] == [
+    found = run(codes, known).results
+    assert [(one.concept, one.kind, one.reduction) for one in found] == [
         (concept, kind, "max") for concept in CONCEPTS for kind in ("direction", "unit")
     ]
     best = write_detection(codes, quiet=True).best()
@@ -313,8 +313,8 @@ def test_of_pooled_rows_the_largest_value_is_the_detection(made: Content, tmp_pa
 
 
 def choices(found: Baselines) -> list[tuple]:
-    names = "concept", "baseline", "reduction", "unit", "ridge", "percentile", "threshold", "n_pos", "calibration"
-    return [tuple(getattr(one, name) for name in names) for one in found.rows]
+    names = "concept", "kind", "reduction", "unit", "ridge", "percentile", "threshold", "n_pos", "calibration"
+    return [tuple(getattr(one, name) for name in names) for one in found.results]
 
 
 def test_the_test_split_decides_nothing(made: Content, tmp_path: Path) -> None:
@@ -331,18 +331,18 @@ def test_the_test_split_decides_nothing(made: Content, tmp_path: Path) -> None:
     for number, one in enumerate((made, other)):
         codes = store(tmp_path / f"{number}", one)
         found.append(run(codes, learned(codes)))
-    undefined = [one.percentile is None for one in found[0].rows]
+    undefined = [one.percentile is None for one in found[0].results]
     assert undefined.count(True) == 4
     for before, after, nothing in zip(*map(choices, found), undefined, strict=True):
         assert nothing or before == after
-    assert [one.counts for one in found[0].rows] != [one.counts for one in found[1].rows]
+    assert [one.counts for one in found[0].results] != [one.counts for one in found[1].results]
 
 
 def test_any_block_gives_the_same(codes: Codes, thresholds: Thresholds, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = run(codes, thresholds).table()
     for row_bytes, entries in ((1, 1), (4 * D_IN * 5, 40)):
         monkeypatch.setattr(directions_module, "_BLOCK_BYTES", row_bytes)
-        monkeypatch.setattr(single_units, "_BLOCK_ENTRIES", entries)
+        monkeypatch.setattr(single_units, "BLOCK_ENTRIES", entries)
         pd.testing.assert_frame_equal(run(codes, thresholds).table(), whole, check_exact=False, rtol=1e-5)
 
 
@@ -369,7 +369,7 @@ def test_memory_for_one_set_of_sums_and_one_concept_gives_the_same(
     assert len(passes) == 2 + 2 * 3, "two sets of rows that are labelled alike, three concepts with a direction"
     for before, after in zip(choices(whole), choices(few), strict=True):
         assert before[:6] == after[:6]
-    assert [one.counts for one in whole.rows] == [one.counts for one in few.rows]
+    assert [one.counts for one in whole.results] == [one.counts for one in few.results]
 
 
 def test_the_seed_chooses_the_random_rows_alone(codes: Codes, thresholds: Thresholds) -> None:
@@ -403,7 +403,7 @@ def test_the_table_has_a_line_for_each_result(codes: Codes, thresholds: Threshol
     table = found.table()
     assert table["reduction"].tolist() == ["max", "mean"] * 2 * len(CONCEPTS)
     assert table["baseline"].tolist() == ["direction", "direction", "unit", "unit"] * len(CONCEPTS)
-    for (_, line), one in zip(table.iterrows(), found.rows, strict=True):
+    for (_, line), one in zip(table.iterrows(), found.results, strict=True):
         assert line["concept"] == one.concept
         assert pd.isna(line["f1"]) if one.percentile is None else line["f1"] == one.test.f1
         assert pd.isna(line["tp"]) if one.counts is None else tuple(line[["tp", "fp", "fn", "tn"]]) == one.counts
@@ -417,7 +417,7 @@ def test_the_table_has_a_line_for_each_result(codes: Codes, thresholds: Threshol
 def test_without_activations_directions_are_left_out(made: Content, tmp_path: Path) -> None:
     codes = store(tmp_path / "lake", made, activations=False)
     known, said = learned(codes), []
-    assert {one.baseline for one in run(codes, known, say=said.append).rows} == {"unit"}
+    assert {one.kind for one in run(codes, known, say=said.append).results} == {"unit"}
     assert [line for line in said if "the activations are not in the lake" in line and "left out" in line]
     with pytest.raises(MissingError, match="activations are not in the lake; extract or import them"):
         run(codes, known, which=["direction", "unit"])
@@ -427,7 +427,7 @@ def test_without_train_samples_directions_are_left_out(made: Content, tmp_path: 
     split = np.where(made.split == "train", "", made.split)
     codes = store(tmp_path / "lake", replace(made, split=split))
     known, said = learned(codes), []
-    assert {one.baseline for one in run(codes, known, say=said.append).rows} == {"unit"}
+    assert {one.kind for one in run(codes, known, say=said.append).results} == {"unit"}
     assert [line for line in said if "no sample in split 'train'" in line]
     with pytest.raises(InputError, match="no sample in split 'train'"):
         run(codes, known, which=["direction"])
@@ -436,7 +436,7 @@ def test_without_train_samples_directions_are_left_out(made: Content, tmp_path: 
 @pytest.mark.parametrize(("decide", "test"), [("train", "test"), ("cal", "train")])
 def test_the_split_of_the_fit_neither_decides_nor_tests(codes: Codes, decide: str, test: str) -> None:
     known = learned(codes, split=decide, name=f"by-{decide}-{test}")
-    assert {one.baseline for one in run(codes, known, test=test).rows} == {"unit"}
+    assert {one.kind for one in run(codes, known, test=test).results} == {"unit"}
     with pytest.raises(InputError, match="fitted on split 'train', which the thresholds or the test use"):
         run(codes, known, which=["direction"], test=test)
 
@@ -446,9 +446,7 @@ def test_what_cannot_be_learned_is_said(made: Content, tmp_path: Path) -> None:
     samples[(made.split == "cal") & (samples[:, 1] == 1), 1] = 0
     codes = store(tmp_path / "lake", replace(made, samples=samples))
     said: list[str] = []
-    found = {
-        (one.concept, one.baseline, one.reduction): one for one in run(codes, learned(codes), say=said.append).rows
-    }
+    found = {(one.concept, one.kind, one.reduction): one for one in run(codes, learned(codes), say=said.append).results}
     for concept, kind, undefined in (
         ("red", "unit", True),
         ("red", "direction", True),
@@ -468,7 +466,7 @@ def test_samples_without_a_row_that_counts_are_never_said_to_have_a_concept(made
     samples = made.samples.copy()
     samples[:, 0] = 1
     codes = store(tmp_path / "lake", replace(made, samples=samples))
-    for one in run(codes, learned(codes)).rows[: 2 * len(REDUCTIONS)]:
+    for one in run(codes, learned(codes)).results[: 2 * len(REDUCTIONS)]:
         assert one.counts is not None
         assert one.counts[2] >= empty[made.split == "test"].sum()
         assert one.n_pos <= (~empty[made.split == "cal"]).sum()

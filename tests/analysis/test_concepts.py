@@ -201,7 +201,7 @@ def test_comparing_finds_what_differs(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_blocks_and_shards_change_nothing(
     made: ConceptLake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, entries: int
 ) -> None:
-    monkeypatch.setattr(pairs_module, "_BLOCK_ENTRIES", entries)
+    monkeypatch.setattr(pairs_module, "BLOCK_ENTRIES", entries)
     monkeypatch.setattr(pairs_module, "_CHUNK_PAIRS", 8)
     monkeypatch.setattr(pairs_module, "_CHUNKS_PER_SHARD", 1 + entries % 3)
     built = build(str(tmp_path / "lake"))
@@ -297,6 +297,24 @@ def test_wrong_requests_are_refused(made: ConceptLake, tmp_path: Path) -> None:
         Localisation.open(codes, "none")
     with pytest.raises(MissingError, match=r"has no detection; compute them: saestore detect"):
         Detection.open(build(str(tmp_path / "lake")).codes)
+
+
+def test_results_are_of_one_view(tmp_path: Path) -> None:
+    from saestore.analysis.pruning import Criteria, prune
+
+    built = build(str(tmp_path / "lake"), n=20)
+    for name, units in (("a", range(12)), ("b", range(6, 20))):
+        prune(built.codes, name=name, criteria=Criteria(dead=1), units=list(units))
+    one, both = built.codes.view("a"), built.codes.view("a").view("b")
+    write_thresholds(one, **QUIET)
+    write_detection(one, **QUIET)
+    found = Detection.open(one)
+    assert found.pairs.units.tolist() == one.kept_units.tolist()
+    assert compare(one)[1].is_equal
+    with pytest.raises(InputError, match="results are stored of one view"):
+        write_thresholds(both, **QUIET)
+    with pytest.raises(MissingError, match=r"view 'b' of .* has no thresholds; compute them"):
+        write_detection(built.codes.view("b"), **QUIET)
 
 
 def test_the_long_table_has_every_count(made: ConceptLake) -> None:

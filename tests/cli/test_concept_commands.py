@@ -71,6 +71,37 @@ def test_from_thresholds_to_places(lake: str, run: Run, tmp_path: Path) -> None:
     assert again.out.splitlines()[: len(lines)] == run("detect", lake, *of_view).out.splitlines()[: len(lines)]
 
 
+def test_baselines_stand_beside_the_units(lake: str, run: Run, tmp_path: Path) -> None:
+    assert run("thresholds", lake, "--datasets", "d").code == 0
+    ran = run("detect", lake, "--datasets", "d", "--baselines", "--out", tmp_path / "tables")
+    assert ran.code == 0, ran.err
+    table = pd.read_parquet(tmp_path / "tables/d/baselines.parquet")
+    assert set(table.baseline) == {"direction", "unit"}
+    assert set(table.reduction) == {"max", "mean", "last", "random"}
+    assert len(table) == 3 * 2 * 4
+    for line in table[table.concept == "shape::cube"].itertuples():
+        assert any(
+            row.split()[:3] == [line.concept, line.baseline, line.reduction] and row.split()[-1] == f"{line.f1:.3f}"
+            for row in ran.out.splitlines()
+        ), line
+
+
+def test_adaptive_pruning_counts_labelled_positions(lake: str, made: ConceptLake, run: Run) -> None:
+    ran = run("prune", lake, "--datasets", "d", "--name", "a", "--parameters", "clip-patch", "--json")
+    assert ran.code == 2
+    assert "'rare'" in ran.err
+    few = ["--concepts", "shape::cube", "red"]
+    rows = made.rows_of("cal")
+    positives = [int((rows & (made.labels[:, place] == 1)).sum()) for place in (0, 1)]
+    ran = run("prune", lake, "--datasets", "d", "--name", "a", "--parameters", "clip-patch", *few, "--json")
+    assert f"ubiquitous ({1.25 * max(positives) / rows.sum():.6g}) removed the last" in ran.err  # half of all rows
+    adapted = ["--parameters", "clip-patch", *few, "--ubiquitous", "1"]
+    ran = run("prune", lake, "--datasets", "d", "--name", "a", *adapted, "--json")
+    assert ran.code == 0, ran.err
+    criteria = json.loads(ran.out)[0]["criteria"]
+    assert criteria == {"dead": int(0.75 * min(positives)), "ubiquitous": 1, "strength_percentile": 60}
+
+
 def test_concepts_may_be_patterns(lake: str, run: Run) -> None:
     ran = run("thresholds", lake, "--datasets", "d", "--concepts", "shape::*", "red", "--json")
     assert ran.code == 0, ran.err

@@ -17,8 +17,12 @@ from saestore.verbs import catalog
 
 ROOT: Any = typer.main.get_command(app)
 COMMANDS = {
-    **{name: command for name, command in ROOT.commands.items() if name != "sae"},
-    **{f"sae {name}": command for name, command in ROOT.commands["sae"].commands.items()},
+    **{name: command for name, command in ROOT.commands.items() if not hasattr(command, "commands")},
+    **{
+        f"{group} {name}": command
+        for group, commands in ROOT.commands.items()
+        for name, command in getattr(commands, "commands", {}).items()
+    },
 }
 TWINS = {**VERBS, "run": run, "catalog": catalog}
 ONLY_IN_PYTHON = {"say", "catalog", "storage_options", "begun", "done"}

@@ -129,6 +129,18 @@ LINES: dict[str, tuple[list[str], list[str]]] = {
         ["prune", "{lake}", "--name", "v", "--parameters", "clip-patch", "--concepts", "labl", "--quiet"],
         ["'labl'", "'label'"],
     ),
+    "splits of a table that has some": (
+        ["extract", "{tmp}/l", "--datasets", "{texts}", *MODEL, "--splits", "train=0.5", "test=0.5"],
+        ["texts: the table has splits already"],
+    ),
+    "splits that are no parts": (
+        ["extract", "{tmp}/l", "--datasets", "{texts}", *MODEL, "--splits", "train=most", "test=0.5"],
+        ["--splits train=most test=0.5", "like 0.6"],
+    ),
+    "splits without names": (
+        ["extract", "{tmp}/l", "--datasets", "{texts}", *MODEL, "--splits", "0.5"],
+        ["--splits 0.5", "--splits NAME=VALUE"],
+    ),
     "missing recipe": (["run", "{tmp}/none.yaml"], ["none.yaml", "no such file"]),
     "missing catalog": (["catalog", "--catalog", "{tmp}/none.yaml"], ["none.yaml"]),
     "no match": (["catalog", "zzz*"], ["zzz*"]),
@@ -176,6 +188,27 @@ def test_a_wrong_recipe_is_told_with_file_and_line(content: str, parts: list[str
     path = tmp_path / "recipe.yaml"
     path.write_text(content)
     assert_one_line(run("run", path), str(path), *parts)
+
+
+RECIPE = "name: x\nlake: l\nvariables: {dataset: a}\nsteps:\n  - show: {dataset: '${dataset}'}\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (["--set", "datset=b"], ["no variable 'datset'", "'dataset'", "--set NAME=VALUE"]),
+        (["--set", "dataset"], ["--set dataset is not a setting", "NAME=VALUE"]),
+        (["--set", "=b"], ["--set =b is not a setting"]),
+        (["--set", "dataset=b", "dataset=c"], ["dataset twice, 'b' and 'c'"]),
+        (["--set", "lake=a", "--lake", "b"], ["--lake b and --set lake=a differ"]),
+        (["--set", "lake=s3://me:mine@bucket/lake"], ["URL given for 'lake' holds a secret"]),
+        (["--set", "dataset="], [":5: steps.0.show.dataset: dataset is empty; give --set dataset=..."]),
+    ],
+)
+def test_a_wrong_setting_of_a_recipe_is_told(words: list[str], parts: list[str], tmp_path: Path, run: Run) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(RECIPE)
+    assert_one_line(run("run", path, *words), *parts)
 
 
 def test_a_wrong_catalog_is_told_with_file_and_line(tmp_path: Path, run: Run) -> None:

@@ -94,7 +94,15 @@ def check(job: str, model: Path, truth: Callable[[str], tuple[dict[str, bytes], 
 
 @pytest.mark.parametrize(
     ("job", "share"),
-    [("encode", 0.35), ("encode", 0.7), ("extract", 0.7), ("import", 0.6), ("index", 0.4), ("index", 0.8)],
+    [
+        ("encode", 0.35),
+        ("encode", 0.7),
+        ("extract", 0.7),
+        ("import", 0.6),
+        ("index", 0.4),
+        ("index", 0.8),
+        ("concepts", 0.6),
+    ],
 )
 def test_kill_and_resume(job: str, share: float, model: Path, truth) -> None:
     check(job, model, truth, max(1, round(share * truth(job)[1])))

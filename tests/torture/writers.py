@@ -14,7 +14,9 @@ from typing import Any
 
 import numpy as np
 
+import saestore
 from saestore import postings, unit_stats
+from saestore.analysis import pairs
 from saestore.encoding import plan as encode_plan
 from saestore.encoding.writer import encode
 from saestore.extraction import writer
@@ -27,6 +29,7 @@ from saestore.saes.lake import write_sae
 from saestore.samples import read_samples
 from saestore.storage import LocalStorage
 from saestore.tables import write_samples
+from tests.analysis import concept_lake
 from tests.built_lake import sample_table, sparse_rows, top_k, write_codes
 from tests.small_lake import add_activations, random_sae
 
@@ -90,8 +93,29 @@ def run_index(folder: Path, patch: Patch) -> None:
     stats.write_stats(lake.storage, keys, quiet=True)
 
 
-PREPARED = {"encode": prepare_encode, "index": prepare_index}
-JOBS = {"index": run_index, "encode": run_encode, "extract": run_extract, "import": run_import}
+def prepare_concepts(folder: Path) -> None:
+    concept_lake.build(str(folder / "lake"), cuts=(13,))
+
+
+def run_concepts(folder: Path, patch: Patch) -> None:
+    patch(pairs, "_CHUNK_PAIRS", 8)
+    patch(pairs, "_CHUNKS_PER_SHARD", 2)
+    lake = str(folder / "lake")
+    saestore.prune(lake, name="strong", target=15, dead=1, quiet=True)
+    for view in (None, "strong"):
+        saestore.thresholds(lake, view=view, quiet=True)
+        saestore.detect(lake, view=view, quiet=True)
+        saestore.localise(lake, view=view, quiet=True)
+
+
+PREPARED = {"encode": prepare_encode, "index": prepare_index, "concepts": prepare_concepts}
+JOBS = {
+    "concepts": run_concepts,
+    "index": run_index,
+    "encode": run_encode,
+    "extract": run_extract,
+    "import": run_import,
+}
 
 
 def main(job: str, folder: str, kill_at: str, name: str) -> None:

@@ -1,0 +1,56 @@
+"""Commands that write web pages: report concepts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from saestore import verbs
+from saestore.cli.options import Datasets, Json, LakeArgument, Layer, Sae, SampleType, StoredModel, View, perform
+
+
+def report_concepts(
+    lake: LakeArgument,
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The page to write.")],
+    datasets: Datasets = None,
+    view: View = None,
+    detection: Annotated[str, typer.Option(metavar="NAME", help="Name of the detection.")] = "default",
+    data: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Write the numbers of all plots as CSV.")] = None,
+    maps: Annotated[int, typer.Option(metavar="N", help="Concepts of each dataset to map inside of samples.")] = 12,
+    seed: Annotated[int, typer.Option(help="Of the resampling that gives the interval of F1.")] = 42,
+    stamp: Annotated[str | None, typer.Option(metavar="TEXT", help="For the page's foot, such as the date.")] = None,
+    sae: Sae = None,
+    layer: Layer = None,
+    sample_type: SampleType = None,
+    model: StoredModel = None,
+    json: Json = False,
+) -> None:
+    """Write what concept detection found as one web page, which opens without a network.
+
+    \b
+    Examples:
+      saestore report concepts lake --datasets CLEVR --view pruned --out report.html
+      saestore report concepts lake --out report.html --data numbers --stamp "March 2026"
+    """
+    perform(
+        "report concepts",
+        lambda: verbs.report_concepts(
+            lake,
+            datasets,
+            out=out,
+            view=view,
+            detection=detection,
+            data=data,
+            maps=maps,
+            seed=seed,
+            stamp=stamp,
+            sae=sae,
+            layer=layer,
+            sample_type=sample_type,
+            model=model,
+        ),
+        {},
+        json=json,
+    )

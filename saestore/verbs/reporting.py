@@ -1,0 +1,123 @@
+"""The verb report: results as one web page that opens from disk."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from saestore.errors import InputError
+from saestore.verbs.names import LakeLike, matching_codes, open_lake
+
+if TYPE_CHECKING:
+    from saestore.catalogs import Catalog
+
+
+@dataclass(frozen=True)
+class WrittenReport:
+    """A page that was written.
+
+    bytes : its size
+    datasets : what it is of
+    data : the tables that were written beside it
+    """
+
+    path: Path
+    bytes: int
+    datasets: tuple[str, ...]
+    data: tuple[Path, ...]
+
+
+def report_concepts(
+    lake: LakeLike,
+    datasets: str | Sequence[str] | None = None,
+    *,
+    out: str | os.PathLike[str],
+    view: str | None = None,
+    detection: str = "default",
+    data: str | os.PathLike[str] | None = None,
+    maps: int = 12,
+    seed: int = 42,
+    stamp: str | None = None,
+    sae: str | None = None,
+    layer: str | int | None = None,
+    sample_type: str | None = None,
+    model: str | None = None,
+    catalog: Catalog | None = None,
+) -> WrittenReport:
+    """Write what concept detection found as one HTML page, which needs no network and no other file.
+
+    It shows what the data and results are, units by activity and strength with what pruning cut off, thresholds and
+    scores by percentile, the best unit of each concept, maps of it inside of samples, and what all that takes. What is
+    not stored is said to be missing. The numbers of every plot are in the page too.
+
+    Parameters
+    ----------
+    lake : Lake, str or path
+    datasets : str or sequence of str, optional
+        Default: all that have the codes.
+    out : path
+        The page.
+    view : str, optional
+        A view that `prune` made; default all units.
+    detection : str
+        Name of the detection.
+    data : path, optional
+        A folder for the numbers as CSV, one folder for each dataset in it.
+    maps : int
+        The most concepts of each dataset whose units are shown inside of samples, those with the highest F1 on the
+        split that decided first.
+    seed : int
+        Of the resampling that gives the interval of F1.
+    stamp : str, optional
+        A text for the page's foot, such as the date. Without it the same lake gives the same bytes.
+    sae, layer, sample_type, model
+        Which codes; what is unique in the lake may be left out.
+
+    Returns
+    -------
+    WrittenReport
+
+    Raises
+    ------
+    MissingError
+        No such codes or view, or a dataset has detections and none of that name.
+    InputError
+        A file cannot be written.
+    DependencyError
+        matplotlib is not installed.
+
+    Examples
+    --------
+    >>> report_concepts("lake", "CLEVR", view="pruned", out="clevr.html").bytes  # doctest: +SKIP
+    """
+    from saestore.report.concepts import concept_report
+    from saestore.report.files import write_text
+
+    if maps < 0:
+        raise InputError(f"maps {maps} is below 0; give the most concepts to map, 0 for none")
+    page = Path(out).expanduser()
+    if page.is_dir():
+        raise InputError(f"{page} is a folder; give the file to write, such as {page / 'report.html'}")
+    opened = open_lake(lake, catalog=catalog)
+    names = [datasets] if isinstance(datasets, str) else datasets
+    found = matching_codes(
+        opened, datasets=names or None, sae=sae, layer=layer, sample_type=sample_type, model=model, view=view
+    )
+    made = concept_report(opened, found, detection=detection, maps=maps, seed=seed, stamp=stamp)
+    files = []
+    if data is not None:
+        folder = Path(data).expanduser()
+        files = [
+            write_text(folder / block.dataset / f"{block.name}.csv", block.csv(), option="--data")
+            for block in made.data
+        ]
+    write_text(page, made.html, option="--out")
+    return WrittenReport(
+        path=page,
+        bytes=page.stat().st_size,
+        datasets=tuple(codes.key.dataset for codes in found),
+        data=tuple(files),
+    )
