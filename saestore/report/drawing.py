@@ -111,5 +111,21 @@ def _inside_a_page(document: str, name: str, label: str) -> str:
 
     inner = re.sub(r' id="([^"]*)"', renamed, inner)
     inner = re.sub(r'(url\(#|href="#)', rf"\1{prefix}-", inner)
+    inner = re.sub(r' (?:d|x|y|transform)="[^"]*"', _rounded, inner)
+    inner = re.sub(r'(<g clip-path="[^"]*")>\n((?:<use [^>]*/>\n)+)</g>', _styled_once, inner)
     inner = inner.replace("'DejaVu Sans'", "'DejaVu Sans', Verdana, sans-serif")
     return f'<svg role="img" aria-label="{label}" viewBox="{box[1]}">{inner.rstrip()}'
+
+
+def _rounded(attribute: re.Match[str]) -> str:
+    """Return an attribute with its numbers to a hundredth of a point."""
+    return re.sub(r"\d+\.\d{3,}", lambda number: f"{float(number[0]):.2f}".rstrip("0").rstrip("."), attribute[0])
+
+
+def _styled_once(group: re.Match[str]) -> str:
+    """Return a group of marks with their style in one place, where it is the same for all."""
+    styles = set(re.findall(r' style="[^"]*"', group[2]))
+    if len(styles) != 1 or group[2].count(" style=") != group[2].count("<use "):
+        return group[0]
+    (style,) = styles
+    return f"{group[1]}{style}>\n{group[2].replace(style, '')}</g>"

@@ -53,8 +53,8 @@ def maps_section(subject: Subject, concepts: int) -> Section:
     if subject.localisation is None:
         parts.append(
             missing(
-                f"There is no localisation to show: {subject.remarks.get('localisation', '')}. Marked positions are "
-                "those that reach the threshold of the detection."
+                f"There is no localisation to show: {subject.remarks.get('localisation', '')}. Positions are "
+                "marked that reach the threshold of the detection."
             )
         )
     else:
@@ -63,13 +63,14 @@ def maps_section(subject: Subject, concepts: int) -> Section:
     named = [one for one in subject.best if one.concept in choices]
     chosen = sorted(named, key=lambda one: -one.calibration.f1)[:concepts]
     drawn: list[tuple[ConceptMap, Example]] = []
+    of_positions = detection.thresholds.by == "position"
     try:
         examples = Examples(subject.codes, detection)
         for one in chosen:
             found = list(_mapped(subject, detection, examples, one, choices[one.concept]))
             drawn += found
             if found:
-                figures = "".join(_figure(each, example) for each, example in found)
+                figures = "".join(_figure(each, example, outlined=of_positions) for each, example in found)
                 parts.append(f"<h4>{text(one.concept)}: unit {one.unit}</h4><div class='maps'>{figures}</div>")
             else:
                 split = detection.splits[1]
@@ -80,7 +81,7 @@ def maps_section(subject: Subject, concepts: int) -> Section:
         parts.append(missing(f"Samples cannot be mapped: {error}"))
     if drawn:
         of_images = drawn[0][0].boxes is not None
-        parts.insert(0, _key(of_images))
+        parts.insert(0, _key(of_images, of_positions))
         has_images = any("<image " in part for part in parts)
         parts.insert(0, paragraph(_about(len(chosen), len(named), detection.splits, drawn, has_images=has_images)))
     return Section(key, title, "".join(parts), (_data(subject.dataset, drawn),) if drawn else ())
@@ -123,14 +124,17 @@ def _about(
     return words
 
 
-def _key(of_images: bool) -> str:
-    marks = [("heat", "activation, 0 to the map's largest"), ("has", "labelled with the concept")]
+def _key(of_images: bool, of_positions: bool) -> str:
+    marks = [("heat", "activation, 0 to the map's largest")]
+    marks += [("has", "labelled with the concept")] if of_positions else []
     marks += [("found", "predicted")] if of_images else [("under", "predicted"), ("grey", "special token")]
     shown = "".join(f"<span class='key {kind}'></span>{words}" for kind, words in marks)
     return f"<p class='note'>{shown}</p>"
 
 
-def _figure(each: ConceptMap, example: Example) -> str:
+def _figure(each: ConceptMap, example: Example, *, outlined: bool) -> str:
+    if not outlined:  # labels of samples hold for all of their positions, and say nothing of one
+        each = replace(each, labels=np.zeros_like(each.labels))
     is_text = each.boxes is None
     unlabelled = int(np.count_nonzero((each.labels == 255) & ~each.special))
     about = f"sample {each.sample}, largest {example.score:.3g}"

@@ -43,6 +43,6 @@ document.querySelectorAll("button[data-save]").forEach(function (button) {
     link.href = URL.createObjectURL(new Blob([content], { type: kind === "csv" ? "text/csv" : "application/json" }));
     link.download = name + "." + kind;
     link.click();
-    URL.revokeObjectURL(link.href);
+    setTimeout(function () { URL.revokeObjectURL(link.href); }, 1000);
   });
 });

@@ -107,6 +107,8 @@ def open_subject(codes: Codes, number: int, groups: list[GroupStatus], detection
             where.best()
         except (MissingError, HoleError, ConflictError) as error:
             remarks["localisation"], where = str(error), None
+            if found.thresholds.by == "sample":  # localise would refuse, so that its command is no advice
+                remarks["localisation"] = "the labels are those of whole samples, which do not say where a concept is"
     return Subject(
         number=number,
         codes=codes,

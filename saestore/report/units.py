@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,9 @@ EACH = 5_000
 
 BINS = 48
 """Bins along either axis."""
+
+
+_ORDER = ("dead", "ubiquitous", "strength", "strength_percentile", "selectivity", "min_selectivity", "target")
 
 
 @dataclass(frozen=True)
@@ -188,13 +192,21 @@ def _cuts(view: View, rows: int) -> Cuts:
 
 def _chosen_by(view: View) -> str:
     report = view.report
-    criteria = ", ".join(f"{name} {value:g}" for name, value in report.get("criteria", {}).items()) or "none"
-    removed = ", ".join(f"{name} {count:,}" for name, count in report.get("removed", {}).items() if count) or "nothing"
+    criteria = ", ".join(f"{name} {value:g}" for name, value in _in_order(report.get("criteria", {}))) or "none"
+    removed = ", ".join(f"{name} {count:,}" for name, count in _in_order(report.get("removed", {})) if count)
     source = f"view {view.parent}" if view.parent else "all units"
-    told = f"View {view.name} was chosen from {source} by: {criteria}. Removed, in this order: {removed}."
+    told = (
+        f"View {view.name} was chosen from {source} by: {criteria}. Removed one after the other: {removed or 'none'}."
+    )
     if view.parameters.get("legacy"):
         told += " It was chosen by rows and percentiles of earlier code, so units may lie beyond the lines drawn here."
     return told
+
+
+def _in_order(numbers: Mapping[str, float]) -> list[tuple[str, float]]:
+    """Return criteria in the order in which they are applied, which stored JSON does not keep."""
+    order = {name: place for place, name in enumerate(_ORDER)}
+    return sorted(numbers.items(), key=lambda item: order.get(item[0], len(order)))
 
 
 def _edges(values: NDArray[Any]) -> NDArray[np.float64]:

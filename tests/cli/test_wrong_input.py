@@ -130,16 +130,26 @@ LINES: dict[str, tuple[list[str], list[str]]] = {
         ["'labl'", "'label'"],
     ),
     "splits of a table that has some": (
-        ["extract", "{tmp}/l", "--datasets", "{texts}", *MODEL, "--splits", "train=0.5", "test=0.5"],
+        ["extract", "{lake}", "--datasets", "{texts}", *MODEL, "--splits", "train=0.5", "test=0.5"],
         ["texts: the table has splits already"],
     ),
     "splits that are no parts": (
-        ["extract", "{tmp}/l", "--datasets", "{texts}", *MODEL, "--splits", "train=most", "test=0.5"],
+        ["extract", "{lake}", "--datasets", "{texts}", *MODEL, "--splits", "train=most", "test=0.5"],
         ["--splits train=most test=0.5", "like 0.6"],
     ),
     "splits without names": (
-        ["extract", "{tmp}/l", "--datasets", "{texts}", *MODEL, "--splits", "0.5"],
+        ["extract", "{lake}", "--datasets", "{texts}", *MODEL, "--splits", "0.5"],
         ["--splits 0.5", "--splits NAME=VALUE"],
+    ),
+    "a report without a place": (["report", "concepts", "{lake}"], ["--out", "saestore report concepts --help"]),
+    "a report in a folder": (["report", "concepts", "{lake}", "--out", "{tmp}"], ["is a folder", "report.html"]),
+    "a report of an unknown view": (
+        ["report", "concepts", "{lake}", "--view", "strong", "--out", "{tmp}/r.html"],
+        ["no view 'strong'", "saestore prune"],
+    ),
+    "a report below no maps": (
+        ["report", "concepts", "{lake}", "--maps", "-1", "--out", "{tmp}/r.html"],
+        ["maps -1 is below 0", "0 for none"],
     ),
     "missing recipe": (["run", "{tmp}/none.yaml"], ["none.yaml", "no such file"]),
     "missing catalog": (["catalog", "--catalog", "{tmp}/none.yaml"], ["none.yaml"]),
@@ -200,7 +210,7 @@ RECIPE = "name: x\nlake: l\nvariables: {dataset: a}\nsteps:\n  - show: {dataset:
         (["--set", "dataset"], ["--set dataset is not a setting", "NAME=VALUE"]),
         (["--set", "=b"], ["--set =b is not a setting"]),
         (["--set", "dataset=b", "dataset=c"], ["dataset twice, 'b' and 'c'"]),
-        (["--set", "lake=a", "--lake", "b"], ["--lake b and --set lake=a differ"]),
+        (["--set", "lake=a", "--lake", "b"], ["--lake b and --set lake=a were given; leave one"]),
         (["--set", "lake=s3://me:mine@bucket/lake"], ["URL given for 'lake' holds a secret"]),
         (["--set", "dataset="], [":5: steps.0.show.dataset: dataset is empty; give --set dataset=..."]),
     ],

@@ -12,6 +12,7 @@ from saestore.analysis.detection import write_detection
 from saestore.analysis.localisation import write_localisation
 from saestore.analysis.thresholds import write_thresholds
 from saestore.codes import Codes
+from saestore.indexing.stats import write_stats
 from saestore.indexing.writer import index
 from saestore.labels import write_labels
 from saestore.lake import Lake
@@ -30,6 +31,7 @@ SPLITS = ("train", "cal", "test", "cal", "test", "test")
 
 
 def analyse(codes: Codes, *, localise: bool = True) -> None:
+    write_stats(codes.group.storage, [codes.key], quiet=True)
     write_thresholds(codes, quiet=True)
     write_detection(codes, quiet=True)
     if localise:
