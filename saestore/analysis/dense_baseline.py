@@ -22,6 +22,8 @@ from saestore.errors import InputError, MissingError
 
 Matrix = NDArray[np.float32]
 
+_UNITS_AT_ONCE = 64
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -97,14 +99,18 @@ def _thresholds(known: Detection, truth: Truth, dense: Matrix) -> Iterator[Compa
     cuts, n_pos = learned.pairs.read("thresholds"), learned.pairs.read("n_pos")
     expected, counts = np.full_like(cuts, np.inf), np.zeros_like(n_pos)
     concepts = learned.pairs.concepts
-    for place in range(len(concepts) + 1):
-        held = rows if place == len(concepts) else rows & (truth.row_labels(place) == 1)
-        for unit in range(dense.shape[1]):
-            values = dense[held, unit]
-            values = values[values > 0].astype(np.float64)
-            counts[unit, place] = len(values)
-            if len(values):
-                expected[unit, place] = np.quantile(values, 1 - learned.pairs.percentiles)
+    counted = np.flatnonzero(rows)
+    has = [truth.row_labels(place)[counted] == 1 for place in range(len(concepts))]
+    for start in range(0, dense.shape[1], _UNITS_AT_ONCE):
+        block = dense[counted, start : start + _UNITS_AT_ONCE]
+        for place in range(len(concepts) + 1):
+            held = block if place == len(concepts) else block[has[place]]
+            for unit in range(held.shape[1]):
+                values = held[:, unit]
+                values = values[values > 0].astype(np.float64)
+                counts[start + unit, place] = len(values)
+                if len(values):
+                    expected[start + unit, place] = np.quantile(values, 1 - learned.pairs.percentiles)
     named = [*concepts, "all rows"]
     yield _compared("rows that thresholds rest on", counts, n_pos, known, named)
     yield _compared("thresholds", expected, cuts, known, named)
@@ -115,15 +121,12 @@ def _detection(known: Detection, truth: Truth, dense: Matrix) -> Iterator[Compar
     for split in known.splits:
         most = _largest(dense, truth, split)
         labels = truth.labels_in(split)
-        expected = np.empty((4, *cuts.shape), dtype=np.int64)
+        expected = np.zeros((4, *cuts.shape), dtype=np.int64)
         for place in range(len(known.pairs.concepts)):
-            has, has_not = labels[place] == 1, labels[place] == 0
-            for unit in range(dense.shape[1]):
-                fires = most[:, unit, None] >= cuts[unit, place]
-                expected[0, unit, place] = (fires & has[:, None]).sum(axis=0)
-                expected[1, unit, place] = (fires & has_not[:, None]).sum(axis=0)
-                expected[2, unit, place] = (~fires & has[:, None]).sum(axis=0)
-                expected[3, unit, place] = (~fires & has_not[:, None]).sum(axis=0)
+            for number, label in enumerate((1, 0)):
+                fires = most[labels[place] == label][:, :, None] >= cuts[:, place]
+                expected[number, :, place] = fires.sum(axis=0)
+                expected[number + 2, :, place] = (~fires).sum(axis=0)
         for name, mine, theirs in zip(("TP", "FP", "FN", "TN"), expected, known.counts(split), strict=True):
             yield _compared(f"{name} of samples, {split}", mine, theirs, known, known.pairs.concepts)
 
