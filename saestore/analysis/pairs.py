@@ -14,7 +14,7 @@ import psutil
 from numpy.typing import NDArray
 
 from saestore import provenance
-from saestore.analysis.truth import Truth, TruthOptions, open_labels
+from saestore.analysis.truth import KEPT_LABELS, Truth, TruthOptions, open_labels
 from saestore.budget import parse_memory, require_memory
 from saestore.codes import Codes
 from saestore.engine.resources import load_once, release
@@ -277,7 +277,7 @@ def compute(
 def _held_bytes(truth: Truth) -> int:
     """Return about what labels and marks of all rows take."""
     n, c = truth.axis.n_rows, len(truth.options.concepts)
-    return n * (4 + 1 + 8 + 4 * 4) + truth.samples.nbytes + 3 * c
+    return n * (4 + 1 + 8 + 4 * 4) + truth.samples.nbytes + min(n * c, KEPT_LABELS)
 
 
 def _missing(codes: Codes, kind: Kind, name: str) -> str:

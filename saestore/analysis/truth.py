@@ -21,6 +21,9 @@ from saestore.storage import Storage
 By = Literal["position", "sample"]
 UNLABELLED = 255
 
+KEPT_LABELS = 1 << 28
+"""Labels of positions that are kept in memory, one byte each; of more, each concept is read when it is needed."""
+
 _ROWS_AT_ONCE = 1 << 18
 
 
@@ -88,14 +91,39 @@ class Truth:
         return out
 
     def _from_positions(self, concept: str) -> NDArray[np.uint8]:
-        assert self._labels is not None
         assert self.axis.positions is not None
-        labels = self._labels.concept(concept)
-        edges = self.axis.positions.offsets
-        of = np.repeat(np.arange(len(edges) - 1), np.diff(edges))
-        out = np.zeros(len(edges) - 1, dtype=np.uint8)
-        out[np.unique(of[labels == UNLABELLED])] = UNLABELLED
-        out[np.unique(of[labels == 1])] = 1
+        labels = self._position_labels(concept)
+        of = self.sample_of_row
+        out = np.zeros(len(self.axis.samples), dtype=np.uint8)
+        out[of[labels == UNLABELLED]] = UNLABELLED
+        out[of[labels == 1]] = 1
+        return out
+
+    def _position_labels(self, concept: str) -> NDArray[np.uint8]:
+        """Return the labels of all positions for one concept."""
+        assert self._labels is not None
+        if self._kept is None:
+            return self._labels.concept(concept)
+        return self._kept[:, self._labelled.index(concept)]
+
+    @cached_property
+    def _labelled(self) -> list[str]:
+        """The concepts that positions are labelled with."""
+        assert self._labels is not None
+        return [concept for concept in self.options.concepts if concept in self._labels.concept_names]
+
+    @cached_property
+    def _kept(self) -> NDArray[np.uint8] | None:
+        """The labels of all positions, a column for each concept, where they are few enough to be read once for all."""
+        assert self._labels is not None
+        n = self.axis.n_rows
+        if n * len(self._labelled) > KEPT_LABELS:
+            return None
+        columns = [self._labels.concept_names.index(concept) for concept in self._labelled]
+        out = np.empty((n, len(columns)), dtype=np.uint8, order="F")
+        for start in range(0, n, _ROWS_AT_ONCE):
+            stop = min(start + _ROWS_AT_ONCE, n)
+            out[start:stop] = self._labels.read(start, stop)[:, columns]
         return out
 
     @cached_property
@@ -112,17 +140,15 @@ class Truth:
         if self.options.by == "sample":
             has = (self.samples == 1).T
             return ConceptLists(np.append(0, np.cumsum(has.sum(axis=1))), np.nonzero(has)[1].astype(np.uint32))
-        assert self._labels is not None
-        columns = [self._labels.concept_names.index(concept) for concept in self.options.concepts]
-        n = self.axis.n_rows
-        indptr, members = np.zeros(n + 1, dtype=np.int64), []
-        for start in range(0, n, _ROWS_AT_ONCE):
-            stop = min(start + _ROWS_AT_ONCE, n)
-            has = self._labels.read(start, stop)[:, columns] == 1
-            indptr[start + 1 : stop + 1] = has.sum(axis=1)
-            members.append(np.nonzero(has)[1].astype(np.uint32))
-        np.cumsum(indptr, out=indptr)
-        return ConceptLists(indptr, np.concatenate(members))
+        n, c = self.axis.n_rows, len(self.options.concepts)
+        lengths, rows, members = np.zeros(n, dtype=np.int64), [], []
+        for place, concept in enumerate(self.options.concepts):
+            has = np.flatnonzero(self._position_labels(concept) == 1)
+            lengths[has] += 1
+            rows.append(has)
+            members.append(np.full(len(has), place, dtype=np.uint32))
+        order = np.argsort(np.concatenate(rows), kind="stable") if c else np.empty(0, dtype=np.int64)
+        return ConceptLists(np.append(0, np.cumsum(lengths)), np.concatenate(members)[order])
 
     @property
     def list_of_row(self) -> NDArray[np.uint32] | None:
@@ -134,8 +160,7 @@ class Truth:
         if self.options.by == "sample":
             of_rows: NDArray[np.uint8] = self.samples[place][self.sample_of_row]
             return of_rows
-        assert self._labels is not None
-        return self._labels.concept(self.options.concepts[place])
+        return self._position_labels(self.options.concepts[place])
 
     def rows_of(self, split: str) -> NDArray[np.bool_]:
         """Return which rows count in a split: those of its samples, special tokens left out unless asked for.

@@ -9,6 +9,7 @@ import pytest
 
 from saestore.analysis import detection as detecting
 from saestore.analysis import pairs as pairs_module
+from saestore.analysis import truth as truth_module
 from saestore.analysis.dense_baseline import compare
 from saestore.analysis.detection import Detection, write_detection
 from saestore.analysis.localisation import Localisation, write_localisation
@@ -204,6 +205,7 @@ def test_blocks_and_shards_change_nothing(
     monkeypatch.setattr(pairs_module, "BLOCK_ENTRIES", entries)
     monkeypatch.setattr(pairs_module, "_CHUNK_PAIRS", 8)
     monkeypatch.setattr(pairs_module, "_CHUNKS_PER_SHARD", 1 + entries % 3)
+    monkeypatch.setattr(truth_module, "KEPT_LABELS", 0 if entries == 7 else 1 << 20)
     built = build(str(tmp_path / "lake"))
     write_thresholds(built.codes, **QUIET)
     write_detection(built.codes, **QUIET)
