@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from importlib import metadata
 
 _RECORDED = ("saestore", "zarr", "numcodecs", "torch", "transformers", "sae-lens")
@@ -9,10 +10,15 @@ _RECORDED = ("saestore", "zarr", "numcodecs", "torch", "transformers", "sae-lens
 
 def stamp() -> dict[str, str]:
     """Return the versions of the packages that determine what is written, as far as installed."""
-    versions = {}
+    return dict(_versions())
+
+
+@lru_cache(maxsize=1)
+def _versions() -> tuple[tuple[str, str], ...]:
+    found = []
     for package in _RECORDED:
         try:
-            versions[package] = metadata.version(package)
+            found.append((package, metadata.version(package)))
         except metadata.PackageNotFoundError:
             continue
-    return versions
+    return tuple(found)

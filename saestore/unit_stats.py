@@ -319,15 +319,19 @@ def create_stats(
         axis="unit",
         grid=Grid.plan(d_sae, shard_rows=SHARD_UNITS, chunk_rows=CHUNK_UNITS),
         arrays=[
-            ArraySpec("count", "uint32"),
-            ArraySpec("samples", "uint32"),
-            ArraySpec("sum", "float64"),
-            ArraySpec("sum_squares", "float64"),
-            ArraySpec("max", "float32"),
-            ArraySpec("min", "float32"),
-            ArraySpec("first_row", "int64"),
-            ArraySpec("last_row", "int64"),
-            ArraySpec("percentiles", "float32", len(PERCENTILES), width_axis="percentile"),
+            # Half of the units of a wide SAE may be dead: zstd alone, at its fastest, gives less than behind a shuffle.
+            ArraySpec(name, dtype, width, width_axis="percentile", codec="zstd", level=1)
+            for name, dtype, width in (
+                ("count", "uint32", None),
+                ("samples", "uint32", None),
+                ("sum", "float64", None),
+                ("sum_squares", "float64", None),
+                ("max", "float32", None),
+                ("min", "float32", None),
+                ("first_row", "int64", None),
+                ("last_row", "int64", None),
+                ("percentiles", "float32", len(PERCENTILES)),
+            )
         ],
         identity={"codes": run, "split": split, "special": special, "percentiles": PERCENTILES, **axis},
         attributes={

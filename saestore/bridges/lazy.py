@@ -77,9 +77,7 @@ def csc_blocks(csc: Callable[[Places, NDArray[np.int64]], Any], counts: NDArray[
     return lazy_array(matrix, ([count(rows)], widths), sparse.csc_matrix((0, 0), dtype=np.float32))
 
 
-def annotated(
-    x: DaskArray, axis: RowAxis, rows: Places, units: NDArray[np.int64], uns: Mapping[str, Any]
-) -> AnnData:
+def annotated(x: DaskArray, axis: RowAxis, rows: Places, units: NDArray[np.int64], uns: Mapping[str, Any]) -> AnnData:
     """Return AnnData of a matrix whose rows are rows of an axis, and whose columns are units."""
     anndata = imported("anndata", "to_anndata")
     import pandas as pd
