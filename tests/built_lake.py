@@ -147,9 +147,14 @@ def write_codes(
 
 
 def write_activations(
-    storage: Storage, key: ActivationsKey, dense: NDArray[np.float32], dtype: str, holes: Collection[int] = ()
+    storage: Storage,
+    key: ActivationsKey,
+    dense: NDArray[np.float32],
+    dtype: str,
+    holes: Collection[int] = (),
+    nonfinite: int = 2,
 ) -> None:
-    """Write activations without the shards in `holes`."""
+    """Write activations without the shards in `holes`; `nonfinite` is what the ledger counts in each shard."""
     stored = stored_as(dense, dtype)
     rows, d_in = dense.shape
     group = create_activations(
@@ -157,7 +162,9 @@ def write_activations(
     )
     for shard in range(group.grid.n_shards):
         if shard not in holes:
-            group.write_shard(shard, {"activations": stored[group.grid.shard(shard)]}, flagged={"activations": 2})
+            group.write_shard(
+                shard, {"activations": stored[group.grid.shard(shard)]}, flagged={"activations": nonfinite}
+            )
 
 
 def stored_as(values: NDArray[np.float32], dtype: str) -> NDArray[Any]:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from saestore import provenance
-from saestore.activations import Activations
+from saestore.activations import ARRAY, Activations
 from saestore.analysis.detection import BestUnit, Detection, same_truth
 from saestore.analysis.legacy_concepts import LEAST_COSINE
 from saestore.analysis.pairs import result_path
@@ -190,7 +190,8 @@ def write_localisation(
     Raises
     ------
     InputError
-        A method is unknown, the positions have no labels of the concepts, or rows are samples.
+        A method is unknown, the positions have no labels of the concepts, rows are samples, or activations are not
+        finite.
     MissingError
         No detection of that name, or no activations for the second method.
     BudgetError
@@ -221,14 +222,19 @@ def write_localisation(
         raise MissingError(f"two_stage needs the activations {source.path}; extract or import them, or give direct")
     path = result_path(codes, "localisation", name)
     best = known.best(resamples=0)
+    activations = Activations.open(codes.group.storage, source) if "two_stage" in methods else None
+    nonfinite = 0 if activations is None else activations.group.flagged(ARRAY)
+    if nonfinite:
+        raise InputError(
+            f"{source.path} holds {nonfinite:,} values that are not finite, which have no cosine; "
+            "extract the layer in float32 or bfloat16, or give --methods direct"
+        )
     identity = {
         "detection": known.pairs.group.attributes["run"],
         "methods": list(methods),
-        "activations": Activations.open(codes.group.storage, source).group.content_hash()
-        if "two_stage" in methods
-        else None,
+        "activations": None if activations is None else activations.group.content_hash(),
     }
-    width = Activations.open(codes.group.storage, source).d_in if "two_stage" in methods else 0
+    width = 0 if activations is None else activations.d_in
     p = len(known.pairs.percentiles)
     arrays = [ArraySpec("unit", "int64"), ArraySpec("detect_level", "int32")]
     for method in methods:

@@ -12,7 +12,7 @@ from saestore.codes import Codes
 from saestore.indexing.writer import index
 from saestore.labels import write_labels
 from saestore.lake import Lake
-from saestore.layout import ActivationsKey, CodesKey, ModelKey
+from saestore.layout import CodesKey, ModelKey
 from saestore.samples import SampleTable
 from saestore.tables import write_positions, write_samples
 from tests.built_lake import top_k, write_activations, write_codes
@@ -95,7 +95,7 @@ def build(
             attributes={},
         )
         write_codes(lake.storage, KEY.at(part), codes[own], shard_rows=64, chunk_rows=16)
-        write_activations(lake.storage, ActivationsKey("d", "m", "layer_3", "token", part), activations[own], "float32")
+        write_activations(lake.storage, KEY.activations.at(part), activations[own], "float32", nonfinite=0)
         if labelled:
             write_labels(lake.storage, model, "concepts", labels[own], CONCEPTS, {})
     index(lake.storage, [KEY], quiet=True)

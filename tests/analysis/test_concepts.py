@@ -301,6 +301,21 @@ def test_wrong_requests_are_refused(made: ConceptLake, tmp_path: Path) -> None:
         Detection.open(build(str(tmp_path / "lake")).codes)
 
 
+def test_activations_that_are_not_finite_have_no_direction(tmp_path: Path) -> None:
+    built = build(str(tmp_path / "lake"), n=20)
+    write_thresholds(built.codes, **QUIET)
+    write_detection(built.codes, **QUIET)
+    for path in (tmp_path / "lake").rglob("activations/token/ledger/c.*"):
+        path.unlink()
+    group = built.lake.activations("d").group
+    for shard in group.missing_shards():
+        rows = group.grid.shard(shard)
+        group.write_shard(shard, {"activations": built.activations[rows]}, flagged={"activations": 3})
+    with pytest.raises(InputError, match="holds 3 values that are not finite, which have no cosine"):
+        write_localisation(built.codes, **QUIET)
+    assert write_localisation(built.codes, methods=["direct"], **QUIET).methods == ("direct",)
+
+
 def test_results_are_of_one_view(tmp_path: Path) -> None:
     from saestore.analysis.pruning import Criteria, prune
 
