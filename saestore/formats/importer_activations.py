@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +15,7 @@ from saestore.activations import ACTIVATION_DTYPES, ARRAY, create_activations, t
 from saestore.engine.run import run_tasks
 from saestore.errors import InputError
 from saestore.formats.activations import local_path, open_activations
-from saestore.formats.importer_axes import appended_axis, plan_axis
+from saestore.formats.importer_axes import GivenRows, find_axis
 from saestore.formats.importer_source import ImportResult, is_free, silent, source_identity, threads_for
 from saestore.formats.sources import RowSource
 from saestore.lake import Lake, layer_name
@@ -154,20 +153,12 @@ def import_activations(
         described = source.describe()
         stored_dtype = dtype or source.dtype
         identity = source_identity(origin, described)
-        find_axis = plan_axis
-        if append:
-            find_axis = functools.partial(
-                appended_axis, is_free=lambda part: is_free(lake.storage, target.at(part).path, identity)
-            )
         axis_plan = find_axis(
             lake.storage,
             target,
-            source=origin,
-            n_rows=source.n_rows,
-            own_per_sample=source.per_sample,
-            per_sample=per_sample,
-            offsets=offsets,
-            samples=samples,
+            GivenRows(origin, source.n_rows, source.per_sample, per_sample, offsets, samples),
+            append=append,
+            is_free=lambda part: is_free(lake.storage, target.at(part).path, identity),
         )
         target = axis_plan.key
         if target.part:

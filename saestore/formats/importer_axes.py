@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -107,45 +107,67 @@ class AxisPlan:
         return StoredAxis(samples.digest, positions.digest, len(samples))
 
 
-def appended_axis(
-    storage: Storage,
-    key: ActivationsKey,
-    is_free: Callable[[int], bool],
-    *,
-    samples: SampleTable | None,
-    **rows: Any,
+@dataclass(frozen=True)
+class GivenRows:
+    """The rows of a file, and what the caller of an import says of them.
+
+    source : the file, for messages
+    n_rows : its rows
+    own_per_sample : positions of each sample as the file's own third axis says
+    per_sample, offsets, samples : as given
+    """
+
+    source: Path
+    n_rows: int
+    own_per_sample: int | None
+    per_sample: int | None
+    offsets: NDArray[Any] | str | Path | None
+    samples: SampleTable | None
+
+
+def find_axis(
+    storage: Storage, key: ActivationsKey, rows: GivenRows, *, append: bool, is_free: Callable[[int], bool]
 ) -> AxisPlan:
-    """Find the part of a dataset that the rows of a file are: an appended one that waits for them, or a new one.
+    """Find the axis that the rows of a file lie on; nothing is written.
 
     Parameters
     ----------
+    append : bool
+        Whether the rows are of samples that follow those of the dataset. The table, if there is one, is then of these
+        samples, or of all.
     is_free : callable
         Whether nothing but these rows is stored in the place of a part.
-    samples
-        The samples of the rows, or a table of all samples that has grown by them.
-    rows
-        As for `plan_axis`.
+
+    Returns
+    -------
+    AxisPlan
+        Its key names the part: the first, or an appended one that waits for the rows, or a new one.
 
     Raises
     ------
-    MissingError
-        The dataset is not in the lake.
+    InputError
+        The rows do not make the samples.
     ConflictError
-        Samples of the table are in the dataset already.
-    InputError, IntegrityError
-        As for `plan_axis`.
+        The model has another position axis over the dataset, or samples that are to be appended are in it already.
+    MissingError, IntegrityError
+        The dataset to append to is not in the lake; or the file of the offsets does not exist, or is damaged.
     """
+    if not append:
+        return _plan(storage, key, rows)
     stored = stored_parts(storage, key.dataset)
     if not stored:
         raise MissingError(
             f"the lake {storage.url} has no dataset {key.dataset!r} to append to; import the first rows without append"
         )
-    own = None if samples is None else _without_stored(storage, key.dataset, samples, stored)
+    table = rows.samples
+    own = None if table is None else _without_stored(storage, key.dataset, table, stored)
+    rows = replace(rows, samples=own)
+    first_ids = np.cumsum([0, *map(len, stored)]).tolist()
     for part, known in enumerate(stored[1:], start=1):
         if not is_free(part) or (own is not None and own.digest() != known.digest):
             continue
         try:
-            return plan_axis(storage, key.at(part), samples=own, **rows)
+            return _plan(storage, key.at(part), rows, first_ids[part])
         except (InputError, ConflictError):
             if own is not None:
                 raise  # it is this part, and the rows do not fit
@@ -157,7 +179,7 @@ def appended_axis(
                 f"sample {own.ids[taken[0]]!r} is in dataset {key.dataset!r} already; give a table of the samples that "
                 "are new, or of all of them in the order in which they are stored"
             )
-    return plan_axis(storage, key.at(len(stored)), samples=own, first_id=sum(len(part) for part in stored), **rows)
+    return _plan(storage, key.at(len(stored)), rows, first_ids[-1])
 
 
 def _without_stored(storage: Storage, dataset: str, samples: SampleTable, stored: Sequence[Samples]) -> SampleTable:
@@ -167,44 +189,16 @@ def _without_stored(storage: Storage, dataset: str, samples: SampleTable, stored
     return table_parts(storage, dataset, samples)[-1]
 
 
-def plan_axis(
-    storage: Storage,
-    key: ActivationsKey,
-    *,
-    source: Path,
-    n_rows: int,
-    own_per_sample: int | None,
-    per_sample: int | None,
-    offsets: NDArray[Any] | str | Path | None,
-    samples: SampleTable | None,
-    first_id: int = 0,
-) -> AxisPlan:
-    """Find the axis that the rows of a file lie on; nothing is written.
+def _plan(storage: Storage, key: ActivationsKey, rows: GivenRows, first_id: int = 0) -> AxisPlan:
+    """Find the axis over the part of the dataset that the key names.
 
     Parameters
     ----------
-    key : ActivationsKey
-        Names the part of the dataset too.
     first_id : int
         Number of the first sample, where the samples have no other name.
-    source : Path
-        The file, for messages.
-    n_rows : int
-        Its rows.
-    own_per_sample : int, optional
-        Positions of each sample as the file's own third axis says.
-    per_sample, offsets, samples
-        As the caller of the import gave them.
-
-    Raises
-    ------
-    InputError
-        The rows do not make the samples.
-    ConflictError
-        The model has another position axis over the dataset.
-    MissingError, IntegrityError
-        The file of the offsets does not exist, or is damaged.
     """
+    source, n_rows, samples = rows.source, rows.n_rows, rows.samples
+    own_per_sample, per_sample, offsets = rows.own_per_sample, rows.per_sample, rows.offsets
     stored = _stored_samples(storage, key)
     known = stored if samples is None else samples
     n_known = None if known is None else len(known)

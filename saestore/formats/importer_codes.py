@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +15,7 @@ from saestore.code_rows import CHUNK_ROWS, code_arrays
 from saestore.engine.run import run_tasks
 from saestore.errors import InputError
 from saestore.formats.activations import local_path
-from saestore.formats.importer_axes import appended_axis, plan_axis
+from saestore.formats.importer_axes import GivenRows, find_axis
 from saestore.formats.importer_source import ImportResult, is_free, silent, source_identity, threads_for
 from saestore.formats.sources import CodesSource
 from saestore.formats.sparse_topk import Negatives, open_codes
@@ -133,20 +132,12 @@ def import_codes(
     with _open(lake, origin, sae, d_sae, negatives) as source:
         described = source.describe()
         source_hash = source_identity(origin, described)
-        find_axis = plan_axis
-        if append:
-            find_axis = functools.partial(
-                appended_axis, is_free=lambda part: is_free(lake.storage, target.at(part).path, source_hash)
-            )
         axis_plan = find_axis(
             lake.storage,
             target.activations,
-            source=origin,
-            n_rows=source.n_rows,
-            own_per_sample=None,
-            per_sample=per_sample,
-            offsets=offsets,
-            samples=samples,
+            GivenRows(origin, source.n_rows, None, per_sample, offsets, samples),
+            append=append,
+            is_free=lambda part: is_free(lake.storage, target.at(part).path, source_hash),
         )
         target = target.at(axis_plan.key.part)
         if target.part:

@@ -455,6 +455,16 @@ def test_appended_rows_without_a_table_get_numbers(lake: Lake, tmp_path: Path) -
     assert any("was given no table for its part 1: it now has 3 samples" in line for line in told)
 
 
+def test_a_numbered_part_that_was_cut_short_is_completed(lake: Lake, tmp_path: Path) -> None:
+    import_activations(lake, saved(tmp_path, acts(6, D_IN), "0.npy"), **PLACE, sample_type="cls")
+    more = saved(tmp_path, acts(3, D_IN), "1.npy")
+    import_activations(lake, more, **PLACE, sample_type="cls", append=True)
+    for entry in (tmp_path / "lake" / "data/d/parts/1/samples/ledger").glob("c.*"):
+        entry.unlink()
+    assert import_activations(lake, more, **PLACE, sample_type="cls", append=True).key.part == 1
+    assert lake.samples("d").ids.tolist() == [str(number) for number in range(9)]
+
+
 def test_what_cannot_be_appended_is_refused_before_anything_is_written(lake: Lake, tmp_path: Path) -> None:
     path = saved(tmp_path, acts(6, D_IN))
     with pytest.raises(MissingError, match="no dataset 'd' to append to; import the first rows without append"):
