@@ -232,10 +232,12 @@ def _differing(stored: View, view: View) -> str:
         return f"was made from {repr(stored.parent) if stored.parent else 'all units'}"
     names = [*stored.parameters, *(name for name in view.parameters if name not in stored.parameters)]
     plain = json.loads(json.dumps(dict(view.parameters)))
-    for name in names:
-        if stored.parameters.get(name) != plain.get(name):
-            return f"was made with {name} {json.dumps(stored.parameters.get(name))[:80]}"
-    return "keeps other units"
+    differing = [name for name in names if stored.parameters.get(name) != plain.get(name)]
+    if not differing:
+        return "keeps other units"
+    # What says nothing, such as no criteria, comes after what does, such as the rule that stands for them.
+    name = min(differing, key=lambda name: stored.parameters.get(name) in (None, {}, []))
+    return f"was made with {name} {json.dumps(stored.parameters.get(name))[:80]}"
 
 
 def _missing(storage: Storage, key: CodesKey, run: str, name: str) -> MissingError:

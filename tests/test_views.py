@@ -341,6 +341,13 @@ def test_writing_again_is_nothing_and_writing_otherwise_is_refused(tmp_path: Pat
             store(codes, "v", units, **options)  # type: ignore[arg-type]
 
 
+def test_a_refused_view_says_what_the_stored_one_was_made_with_rather_than_what_it_was_not(tmp_path: Path) -> None:
+    codes = build(str(tmp_path / "lake")).codes()
+    store(codes, "v", KEPT, parameters={"criteria": {}, "rule": {"dead": 3}})
+    with pytest.raises(ConflictError, match=r'made with rule \{"dead": 3\}; give'):
+        store(codes, "v", KEPT, parameters={"criteria": {"dead": 5}, "rule": None})
+
+
 def test_a_view_that_was_not_written_to_its_end_is_finished(tmp_path: Path) -> None:
     codes = build(str(tmp_path / "lake")).codes()
     store(codes, "v", KEPT)

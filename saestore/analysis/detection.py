@@ -22,6 +22,8 @@ from saestore.errors import ConflictError, InputError
 from saestore.kernels.confusion import Scores, bootstrap_f1, f1_of
 from saestore.postings import UnitEntries
 from saestore.rows import ArraySpec, RowGroup
+from saestore.unit_stats import ALL
+from saestore.views import View, view_names
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -199,7 +201,8 @@ def write_detection(
     MissingError
         There are no thresholds of that name, or they were learned from older codes.
     InputError
-        No samples in a split, or both splits are the same.
+        No samples in a split, both splits are the same, or the units of the view were chosen on the split that is only
+        to be reported.
     ConflictError
         Another detection has the name, or the labels have changed since the thresholds were learned.
     """
@@ -210,6 +213,8 @@ def write_detection(
         raise InputError(
             f"split {test!r} has decided the thresholds already and cannot be the test; give another with --test"
         )
+    if not known.is_legacy:
+        _refuse_leak(codes, test)
     truth = same_truth(codes, known)
     labels = {split: truth.labels_in(split) for split in (decide, test)}
     totals = {
@@ -299,6 +304,25 @@ def _work(
         return out
 
     return make
+
+
+def _refuse_leak(codes: Codes, test: str) -> None:
+    """Refuse a view whose units, or those it was chosen from, were chosen by rows of the split that is reported."""
+    if codes.view_name is None:
+        return
+    storage, key, run = codes.group.storage, codes.key, codes.run
+    view = View.open(storage, key, run, codes.view_name)
+    stored = view_names(storage, key, run)  # those before it may have been deleted
+    before = [View.open(storage, key, run, name) for name in view.lineage if name in stored]
+    for one in (*before, view):
+        split = one.parameters.get("split")
+        legacy = bool(one.parameters.get("legacy"))  # all rows between the first and the last sample of a split
+        if legacy or split in (test, ALL):
+            whose = "rows of all splits" if legacy or split == ALL else f"split {split}"
+            raise InputError(
+                f"units of view {one.name!r} of {key.path} were chosen on {whose}, so that split {test} is no test of "
+                "them; prune on another --split, or report another with --test"
+            )
 
 
 def _argmax(f1: NDArray[np.float64], usable: NDArray[np.bool_]) -> tuple[int, int] | None:

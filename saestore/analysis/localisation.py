@@ -18,7 +18,7 @@ from saestore import provenance
 from saestore.activations import ARRAY, Activations
 from saestore.analysis.detection import BestUnit, Detection, same_truth
 from saestore.analysis.legacy_concepts import LEAST_COSINE
-from saestore.analysis.pairs import result_path
+from saestore.analysis.pairs import missing_result, result_path
 from saestore.analysis.thresholds import DEFAULT
 from saestore.analysis.truth import Truth
 from saestore.budget import parse_memory, require_memory
@@ -71,10 +71,7 @@ class Localisation:
         """Open a localisation (MissingError where there is none of that name)."""
         path = result_path(codes, "localisation", name)
         if not group_exists(codes.group.storage, path):
-            raise MissingError(
-                f"{codes.key.path} has no localisation {name!r}; compute it: saestore localise --datasets "
-                f"{codes.key.dataset}"
-            )
+            raise MissingError(missing_result(codes, "localisation", name))
         group = RowGroup.open(codes.group.storage, path)
         return cls(group, Detection.open(codes, str(group.attributes["detection"])))
 
@@ -311,6 +308,10 @@ class _Run:
         assert threshold is not None
         rows, values = self.entries[place]
         counted, samples = self.rows_of[split], self.truth.sample_of_row
+        if self.legacy and threshold <= 0:  # which every value reaches
+            found = np.zeros(len(self.truth.axis.samples), dtype=bool)
+            found[samples[counted]] = True
+            return found
         return detected_samples(rows, values, counted, samples, len(self.truth.axis.samples), threshold)
 
     def direct(self) -> dict[str, NDArray[Any]]:
@@ -333,8 +334,14 @@ class _Run:
                     self._put(out, "direct", split, place, labels, *(np.zeros((2, len(cuts)), np.int64)))
                     continue
                 fires = self.detected(place, split)
-                inside = self.rows_of[split][rows] & fires[self.truth.sample_of_row[rows]] & (values > 0)
-                hits = counts_above(values[inside], labels[rows[inside]], cuts)
+                if self.legacy:  # thresholds of 0 are reached where the unit is not active too
+                    scores = np.zeros(len(labels), dtype=np.float32)
+                    scores[rows] = np.maximum(values, 0)
+                    inside = self.rows_of[split] & fires[self.truth.sample_of_row]
+                    hits = counts_above(scores[inside], labels[inside], cuts)
+                else:
+                    inside = self.rows_of[split][rows] & fires[self.truth.sample_of_row[rows]] & (values > 0)
+                    hits = counts_above(values[inside], labels[rows[inside]], cuts)
                 self._put(out, "direct", split, place, labels, *hits)
         return out
 

@@ -25,6 +25,7 @@ from saestore.postings import UnitEntries
 from saestore.prefetch import prefetch
 from saestore.rows import ArraySpec, Grid, RowGroup
 from saestore.storage import Storage, open_storage, read_document
+from saestore.views import view_names
 
 Kind = Literal["thresholds", "detection", "localisation"]
 TRUTH = "truth"
@@ -68,7 +69,7 @@ class Pairs:
         path = result_path(codes, kind, name)
         document = read_document(codes.group.storage, path)
         if document is None:
-            raise MissingError(_missing(codes, kind, name))
+            raise MissingError(missing_result(codes, kind, name))
         group = RowGroup.from_document(codes.group.storage, path, document)
         own = group.attributes
         return cls(
@@ -280,15 +281,26 @@ def _held_bytes(truth: Truth) -> int:
     return n * (4 + 1 + 8 + 4 * 4) + truth.samples.nbytes + min(n * c, KEPT_LABELS)
 
 
-def _missing(codes: Codes, kind: Kind, name: str) -> str:
-    storage, key = codes.group.storage, codes.key
-    view = codes.view_name or ALL_UNITS
-    there = storage.names(f"{key.view_path(codes.run, view)}/{kind}")
-    of = f"view {codes.view_name!r} of {key.path}" if codes.view_name else key.path
+def missing_result(codes: Codes, kind: Kind, name: str) -> str:
+    """Say that there is no such result, and which there are: of that name, or of other views."""
+    key, view = codes.key, codes.view_name
+    of = f"view {view!r} of {key.path}" if view else key.path
+    there = _results(codes, view or ALL_UNITS, kind)
     if there:
-        return f"{of} has no {kind} {name!r}; it has {', '.join(sorted(there)[:6])}"
+        return f"{of} has no {kind} {name!r}; it has {', '.join(there[:6])}"
     verb = {"thresholds": "thresholds", "detection": "detect", "localisation": "localise"}[kind]
-    return f"{of} has no {kind}; compute them: saestore {verb} --datasets {key.dataset}"
+    command = f"saestore {verb} LAKE --datasets {key.dataset}{f' --view {view}' if view else ''}"
+    others = [other for other in view_names(codes.group.storage, key, codes.run) if _results(codes, other, kind)]
+    if others:  # most likely the view was forgotten
+        which = f"view {others[0]!r} has" if len(others) == 1 else f"views {', '.join(map(repr, others[:4]))} have"
+        return f"{of} has no {kind}, but {which}; give --view {others[0]}, or compute them: {command}"
+    return f"{of} has no {kind}; compute them: {command}"
+
+
+def _results(codes: Codes, view: str, kind: Kind) -> list[str]:
+    """Return the names of the results of a kind that a view, or all units, has."""
+    path = f"{codes.key.view_path(codes.run, view)}/{kind}"
+    return sorted(name for name in codes.group.storage.names(path) if is_name(name))
 
 
 def unit_blocks(counts: NDArray[np.int64], most: int) -> list[tuple[int, int]]:

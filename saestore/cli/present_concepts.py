@@ -32,7 +32,7 @@ def thresholds(result: list[LearnedThresholds], options: Options) -> str:
         whose = "labelled positions" if found.by == "position" else "all rows of labelled samples"
         parts.append(
             f"{_of(found.of)}: thresholds {found.of.name!r} of {len(found.percentiles)} percentiles, learned on "
-            f"{found.split} from {whose}\n" + table(["concept", "units with one", "rows at most"], rows)
+            f"{found.split} from {whose}\n" + table(["concept", "units with thresholds", "most rows of one"], rows)
         )
     return "\n\n".join(parts)
 

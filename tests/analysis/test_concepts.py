@@ -14,6 +14,7 @@ from saestore.analysis.dense_baseline import compare
 from saestore.analysis.detection import Detection, write_detection
 from saestore.analysis.localisation import Localisation, write_localisation
 from saestore.analysis.maps import concept_maps
+from saestore.analysis.pruning import Criteria, prune
 from saestore.analysis.thresholds import PERCENTILES, Thresholds, write_thresholds
 from saestore.errors import BudgetError, ConflictError, InputError, MissingError
 from tests.analysis.concept_lake import CONCEPTS, KEY, ConceptLake, build
@@ -317,8 +318,6 @@ def test_activations_that_are_not_finite_have_no_direction(tmp_path: Path) -> No
 
 
 def test_results_are_of_one_view(tmp_path: Path) -> None:
-    from saestore.analysis.pruning import Criteria, prune
-
     built = build(str(tmp_path / "lake"), n=20)
     for name, units in (("a", range(12)), ("b", range(6, 20))):
         prune(built.codes, name=name, criteria=Criteria(dead=1), units=list(units))
@@ -330,8 +329,44 @@ def test_results_are_of_one_view(tmp_path: Path) -> None:
     assert compare(one)[1].is_equal
     with pytest.raises(InputError, match="results are stored of one view"):
         write_thresholds(both, **QUIET)
-    with pytest.raises(MissingError, match=r"view 'b' of .* has no thresholds; compute them"):
+    with pytest.raises(MissingError, match=r"view 'b' of .* has no thresholds, but view 'a' has; give --view a, or"):
         write_detection(built.codes.view("b"), **QUIET)
+    with pytest.raises(MissingError, match=r"token has no detection, but view 'a' has; give --view a, or compute them"):
+        Detection.open(built.codes)
+    with pytest.raises(MissingError, match=r"view 'a' of .* has no detection 'x'; it has default$"):
+        Detection.open(one, "x")
+    with pytest.raises(MissingError, match=r"no localisation; compute them: saestore localise LAKE .* --view a$"):
+        Localisation.open(one)
+
+
+@pytest.mark.parametrize(
+    ("split", "told"), [("cal", None), ("test", "chosen on split test"), ("all", "chosen on rows of all splits")]
+)
+def test_units_that_were_chosen_on_the_reported_split_are_refused(tmp_path: Path, split: str, told: str | None) -> None:
+    built = build(str(tmp_path / "lake"), n=20)
+    prune(built.codes, name="first", criteria=Criteria(target=9), split=split)
+    prune(built.codes.view("first"), name="second", criteria=Criteria(target=6))
+    for view in ("first", "second"):
+        codes = built.codes.view(view)
+        write_thresholds(codes, **QUIET)
+        if told is None:
+            write_detection(codes, **QUIET)
+            continue
+        with pytest.raises(InputError, match=f"units of view 'first' of .* were {told}, so that split test is no test"):
+            write_detection(codes, **QUIET)
+        write_thresholds(codes, name="legacy", legacy=True, **QUIET)
+        write_detection(codes, name="legacy", thresholds="legacy", **QUIET)
+
+
+def test_a_legacy_view_needs_legacy_thresholds(tmp_path: Path) -> None:
+    built = build(str(tmp_path / "lake"), n=20)
+    prune(built.codes, name="old", criteria=Criteria(dead=1), legacy=True)
+    codes = built.codes.view("old")
+    write_thresholds(codes, **QUIET)
+    with pytest.raises(InputError, match="were chosen on rows of all splits"):
+        write_detection(codes, **QUIET)
+    write_thresholds(codes, name="old", legacy=True, **QUIET)
+    assert write_detection(codes, name="old", thresholds="old", **QUIET).thresholds.is_legacy
 
 
 def test_the_long_table_has_every_count(made: ConceptLake) -> None:

@@ -113,6 +113,23 @@ def test_superdetectors_are_of_all_splits_and_the_rank_is_the_tests_own(made: Co
         assert abs(int(counts[:2, level].sum()) - int((predicted & (made.labels[:, place] != 255)).sum())) <= unsure
 
 
+def test_a_threshold_of_0_is_reached_by_every_counted_row(made: ConceptLake) -> None:
+    write_thresholds(made.codes, name="zero", legacy=True, quiet=True)
+    detection = write_detection(made.codes, name="zero", thresholds="zero", quiet=True)
+    found = write_localisation(made.codes, name="zero", detection="zero", quiet=True)
+    rare = detection.best()[2]
+    assert rare.threshold == 0
+    for split in ("cal", "test"):
+        rows, labels = made.rows_of(split), made.labels[:, 2]
+        expected = [int((rows & (labels == 1)).sum()), int((rows & (labels == 0)).sum()), 0, 0]
+        assert (found.counts("direct", split)[:, 2] == np.array(expected)[:, None]).all()
+    # Every counted row is of a detected sample, so that the ranks of two_stage are those of all of them.
+    x = made.activations.astype(np.float64)
+    similar = x @ found.vectors()[2] / np.maximum(np.linalg.norm(x, axis=1), 1e-30)
+    pool = similar[made.rows_of("cal") & (similar > -0.5)]
+    np.testing.assert_allclose(found.thresholds("two_stage")[2], np.quantile(pool, PERCENTILES), atol=1e-5)
+
+
 def test_legacy_is_said_and_not_compared(made: ConceptLake, tmp_path: Path) -> None:
     told: list[str] = []
     write_thresholds(made.codes, name="said", legacy=True, quiet=True, say=told.append)

@@ -253,7 +253,8 @@ def test_memory_stays_within_what_is_planned(
     encoder = DenseEncoder(weights, "cpu")
     encoder.encode(x[:64], 32, offsets=np.array([0, 64]))  # compiles the selection
     planned = working_bytes(weights.config, n, 32, longest=length)
-    used = peak_bytes(lambda: encoder.encode(x, 32, offsets=np.arange(0, n + 1, length)))
+    # What other tests have left in the allocator may be counted too, so the smaller of two measurements is the work's.
+    used = min(peak_bytes(lambda: encoder.encode(x, 32, offsets=np.arange(0, n + 1, length))) for _ in range(2))
     assert planned / 4 < used < planned + (32 << 20)  # the system's allocator keeps up to that
 
 
