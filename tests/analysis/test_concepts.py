@@ -358,7 +358,8 @@ def test_units_that_were_chosen_on_the_reported_split_are_refused(tmp_path: Path
         write_detection(codes, name="legacy", thresholds="legacy", **QUIET)
 
 
-def test_a_legacy_view_needs_legacy_thresholds(tmp_path: Path) -> None:
+def test_a_legacy_view_needs_legacy_thresholds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("saestore.analysis.legacy.ITEMS_PER_SAMPLE", 4)
     built = build(str(tmp_path / "lake"), n=20)
     prune(built.codes, name="old", criteria=Criteria(dead=1), legacy=True)
     codes = built.codes.view("old")
