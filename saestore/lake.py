@@ -33,7 +33,7 @@ from saestore.layout import (
     sae_path,
     samples_path,
 )
-from saestore.parts import RowParts, Stored, n_parts, open_on_axis, parts_of
+from saestore.parts import RowParts, Stored, n_parts, of_parts, open_on_axis, parts_of
 from saestore.postings import Segment
 from saestore.rows import RowGroup, group_exists
 from saestore.runs import run_records
@@ -274,7 +274,12 @@ class Lake:
         """Return the state of an axis; parts that are still being written count."""
 
         def opened() -> Stored:
-            groups = [RowGroup.open(self.storage, path) for path in paths if group_exists(self.storage, path)]
+            documents = of_parts(lambda path: read_document(self.storage, path), paths)
+            groups = [
+                RowGroup.from_document(self.storage, path, document)
+                for path, document in zip(paths, documents, strict=True)
+                if document is not None
+            ]
             return RowParts(groups) if len(groups) > 1 else RowGroup.open(self.storage, paths[0])
 
         return self._group_status(kind, paths[0], opened, **names)
@@ -329,12 +334,17 @@ class Lake:
         try:
             codes = Codes.open(self.storage, key)
             rows = codes.group.grid.rows
-            for path in [path for part in codes.parts for path in part.segment_paths]:
+
+            def told(path: str) -> tuple[int, int]:
                 document = read_document(self.storage, path)
-                if document is not None:
-                    segment = Segment(RowGroup.from_document(self.storage, path, document))
-                    stored_bytes += segment.group.stored_bytes()
-                    written += (segment.stop_row - segment.first_row) * segment.group.is_complete
+                if document is None:
+                    return 0, 0
+                segment = Segment(RowGroup.from_document(self.storage, path, document))
+                rows = (segment.stop_row - segment.first_row) * segment.group.is_complete
+                return segment.group.stored_bytes(), rows
+
+            of_segments = of_parts(told, [path for part in codes.parts for path in part.segment_paths])
+            stored_bytes, written = (sum(of_one[side] for of_one in of_segments) for side in (0, 1))
             if not stored_bytes:
                 note = "only those of older codes; build them with saestore index"
         except (IntegrityError, MissingError) as error:

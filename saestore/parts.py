@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from saestore.errors import ConflictError, HoleError, InputError, IntegrityError, MissingError
 from saestore.layout import POSITION_TYPES, ActivationsKey, parts_path, samples_path
-from saestore.prefetch import together
-from saestore.rows import Grid, RowGroup, as_ranges
+from saestore.prefetch import Content, Piece, ReadingPool, together
+from saestore.rows import ArraySpec, Grid, RowGroup, as_ranges
 from saestore.storage import Storage, read_document
 
 
@@ -56,6 +56,8 @@ class RowParts:
             _check_alike(first, part)
         identity = first.attributes["identity"]
         self.attributes: dict[str, Any] = {**first.attributes, "run": self._together(lambda part: part["run"])}
+        if not all(part.attributes.get("l0_exact", True) for part in self._present):
+            self.attributes["l0_exact"] = False
         if "digest" in identity:
             digest = self._together(lambda part: part["identity"]["digest"], length=64)
             self.attributes["identity"] = {**identity, "digest": digest}
@@ -96,20 +98,20 @@ class RowParts:
 
     def written_rows(self) -> int:
         """Return the number of rows that are written."""
-        return sum(part.written_rows() for part in self._present)
+        return sum(of_parts(lambda part: part.written_rows(), self._present))
 
     def stored_bytes(self) -> int:
         """Return the bytes of all that is written, by the ledgers."""
-        return sum(part.stored_bytes() for part in self._present)
+        return sum(of_parts(lambda part: part.stored_bytes(), self._present))
 
     def flagged(self, name: str) -> int:
         """Return the total of the writers' counts for one array."""
-        return sum(part.flagged(name) for part in self._present)
+        return sum(of_parts(lambda part: part.flagged(name), self._present))
 
     def content_hash(self) -> str:
         """Return a hash of everything stored (HoleError where some rows were never written)."""
         self.check_present(0, self.grid.rows)
-        return hashlib.sha256(repr([part.content_hash() for part in self._present]).encode()).hexdigest()
+        return hashlib.sha256(repr(of_parts(lambda part: part.content_hash(), self._present)).encode()).hexdigest()
 
     def check_parts(self) -> None:
         """Refuse an axis that has a part of which nothing is written (HoleError)."""
@@ -136,12 +138,12 @@ class RowParts:
         stop = self.grid.rows if stop is None else stop
         if not 0 <= start <= stop <= self.grid.rows:
             raise InputError(f"rows {start}:{stop} of {self.path} do not exist; it has {self.grid.rows} rows")
-        blocks = [
-            self._part(number).read(name, max(start, low) - low, min(stop, high) - low)
+        wanted = [
+            (self._part(number), max(start, low) - low, min(stop, high) - low)
             for number, (low, high) in enumerate(itertools.pairwise(self.edges.tolist()))
             if max(start, low) < min(stop, high)
         ]
-        return self._concatenated(name, blocks)
+        return self._concatenated(name, of_parts(lambda one: one[0].read(name, one[1], one[2]), wanted))
 
     def take(self, name: str, rows: NDArray[np.integer[Any]]) -> NDArray[Any]:
         """Read chosen rows of one array, in the order given; see `RowGroup.take`."""
@@ -156,10 +158,8 @@ class RowParts:
 
     def read_ranges(self, name: str, starts: NDArray[np.int64], stops: NDArray[np.int64]) -> NDArray[Any]:
         """Read the rows of several ranges, ascending and disjoint; see `RowGroup.read_ranges`."""
-        wanted = self._by_part(starts, stops)
-        return self._concatenated(
-            name, [self._part(number).read_ranges(name, begins, ends) for number, begins, ends in wanted]
-        )
+        wanted = [(self._part(number), begins, ends) for number, begins, ends in self._by_part(starts, stops)]
+        return self._concatenated(name, of_parts(lambda one: one[0].read_ranges(name, one[1], one[2]), wanted))
 
     def _concatenated(self, name: str, blocks: list[NDArray[Any]]) -> NDArray[Any]:
         width = max(part.width(name) for part in self._present)
@@ -191,6 +191,14 @@ class RowParts:
 
 Stored = RowGroup | RowParts
 """What readers read."""
+
+# Its own threads: whoever reads rows may itself be one of those of `together`, which would wait for each other.
+_pool = ReadingPool(8)
+
+
+def of_parts(read: Callable[[Piece], Content], parts: Sequence[Piece]) -> list[Content]:
+    """Return what `read` gives for each part, asked for at once; it must not call this function itself."""
+    return [read(part) for part in parts] if len(parts) < 2 else _pool.map(read, parts)
 
 
 def n_parts(storage: Storage, dataset: str) -> int:
@@ -267,14 +275,26 @@ def open_axis(storage: Storage, paths: Sequence[str]) -> Stored:
     return _joined(groups[: groups.index(None) if None in groups else len(groups)])
 
 
-def check_appended(storage: Storage, path: str, attributes: Mapping[str, Any]) -> None:
-    """Refuse what is to be appended to a row group and is made differently (ConflictError); nothing is written."""
-    stored = RowGroup.open(storage, path).attributes
-    for name, value in attributes.items():
-        if stored.get(name) != value:
+def check_appended(
+    storage: Storage, path: str, attributes: Mapping[str, Any], arrays: Sequence[ArraySpec] | None = None
+) -> None:
+    """Refuse what is to be appended to a row group and is made differently (ConflictError); nothing is written.
+
+    What readers would refuse of the parts together is refused here, before it is written.
+    """
+    group = RowGroup.open(storage, path)
+    pairs = {name: (group.attributes.get(name), value) for name, value in attributes.items()}
+    if arrays is not None:
+        pairs["arrays"] = (list(group.array_names), [array.name for array in arrays])
+        for array in arrays:
+            if array.name in group.array_names:
+                given = np.dtype(object if array.dtype == "string" else array.dtype)
+                pairs[f"type of {array.name}"] = (_type_name(group.dtype(array.name)), _type_name(given))
+    for name, (stored, value) in pairs.items():
+        if stored != value:
             raise ConflictError(
-                f"{path} has {name.replace('_', ' ')} {_short(stored.get(name))} and what is to be appended "
-                f"{_short(value)}; make both alike, or store it as another dataset"
+                f"{path} has {name.replace('_', ' ')} {_short(stored)} and what is to be appended {_short(value)}; "
+                "make both alike, or store it as another dataset"
             )
 
 
@@ -287,6 +307,10 @@ def _joined(groups: Sequence[RowGroup | Absent | None]) -> Stored:
     parts = [group for group in groups if group is not None]
     first = parts[0]
     return RowParts(parts) if len(parts) > 1 or not isinstance(first, RowGroup) else first
+
+
+def _type_name(dtype: np.dtype[Any]) -> str:
+    return "string" if dtype.hasobject else dtype.name
 
 
 def _short(value: Any) -> str:

@@ -153,7 +153,7 @@ class RowGroup:
                 )
             raise ConflictError(
                 f"{path} in {storage.url} is being created from another plan, or was left half created by one that was "
-                f"stopped; wait for it, or delete {path}"
+                f"stopped; wait for it and run this again, or delete {path} if nothing is at work on it"
             )
         documents = {spec.name: array_document(spec, axis, grid) for spec in arrays}
         manifest: dict[str, Any] = {}

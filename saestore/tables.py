@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from saestore.errors import ConflictError, InputError, MissingError
 from saestore.kernels.ramps import ramps
 from saestore.layout import LEDGER, SPLITS, ModelKey, check_column, samples_path
-from saestore.parts import Stored, check_appended, n_parts, open_axis, parts_of
-from saestore.rows import ArraySpec, Grid, RowGroup, group_exists
+from saestore.parts import Stored, check_appended, n_parts, of_parts, open_axis, parts_of
+from saestore.rows import ArraySpec, Grid, RowGroup
 from saestore.samples import SampleTable
-from saestore.storage import Storage
+from saestore.storage import Storage, read_document
 
 UNLABELLED = 255
 
@@ -148,11 +148,12 @@ class Samples:
 
 def stored_parts(storage: Storage, dataset: str) -> list[Samples]:
     """Return the sample tables of the parts of a dataset, that which is being written included; none without it."""
+    paths = [samples_path(dataset, part) for part in range(n_parts(storage, dataset))]
     parts: list[Samples] = []
-    for part in range(n_parts(storage, dataset)):
-        if not group_exists(storage, samples_path(dataset, part)):
+    for path, document in zip(paths, of_parts(lambda path: read_document(storage, path), paths), strict=True):
+        if document is None:
             break
-        parts.append(Samples.open_part(storage, dataset, part))
+        parts.append(Samples(RowGroup.from_document(storage, path, document), dataset))
     return parts
 
 
@@ -187,6 +188,8 @@ def _first_difference(stored: Samples, piece: SampleTable) -> str:
     """Return in what a table differs from a stored one, by the cheapest that tells."""
     if len(stored) != len(piece):
         return f"{len(stored):,} samples against {len(piece):,}"
+    if not stored.group.is_complete:  # of a writer that was stopped, whose table this is not
+        return f"what {stored.group.path} was begun with; delete it if that table is gone"
     for name, known, given in (("id", stored.ids, piece.ids), ("split", stored.split, piece.split)):
         differing = np.flatnonzero(known != np.asarray(given, dtype=object))
         if differing.size:
@@ -207,7 +210,7 @@ def write_samples(storage: Storage, dataset: str, table: SampleTable, part: int 
     Raises
     ------
     ConflictError
-        The part exists with other samples, or the table has other columns or concepts than the parts before it.
+        The part exists with other samples, or the table has other columns, types of them, or concepts than the first.
     InputError
         The dataset's or a column's name cannot be stored.
     """
@@ -244,7 +247,7 @@ def write_samples(storage: Storage, dataset: str, table: SampleTable, part: int 
         "concept_names": list(table.concept_names),
     }
     if part:
-        check_appended(storage, samples_path(dataset), about)
+        check_appended(storage, samples_path(dataset), about, specs)
     group = RowGroup.create(
         storage,
         samples_path(dataset, part),
@@ -297,7 +300,8 @@ class Positions:
     @cached_property
     def offsets(self) -> NDArray[np.int64]:
         """First row of each sample, and the number of rows: (n_samples + 1,)."""
-        whole = [part.whole("offsets") for part in parts_of(self.group) if isinstance(part, RowGroup)]
+        parts = [part for part in parts_of(self.group) if isinstance(part, RowGroup)]
+        whole = of_parts(lambda part: part.whole("offsets"), parts)
         if len(whole) == 1:
             return whole[0]
         return np.append(0, np.cumsum(np.concatenate([np.diff(offsets) for offsets in whole])))
@@ -352,13 +356,17 @@ def write_positions(
     Raises
     ------
     ConflictError
-        The model has another position axis over this dataset: another tokenizer, or other texts.
+        The model has another position axis over this dataset: another tokenizer, or other texts; or one of another
+        kind over the first part.
     """
     n = int(offsets[-1])
     specs = [
         ArraySpec(name, str(values.dtype), None if values.ndim == 1 else values.shape[1], width_axis="corner")
         for name, values in arrays.items()
     ]
+    if key.part:
+        about = {name: attributes.get(name) for name in ("content", "model_id")}
+        check_appended(storage, key.at(0).positions_path, about, specs)
     group = RowGroup.create(
         storage,
         key.positions_path,

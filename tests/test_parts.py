@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from saestore.indexing.stats import write_stats
 from saestore.indexing.writer import index
 from saestore.layout import ActivationsKey, CodesKey, ModelKey, samples_path
 from saestore.parts import Absent, RowParts
+from saestore.prefetch import together
 from saestore.rows import ArraySpec, Grid, RowGroup
 from saestore.samples import SampleTable
 from saestore.storage import Storage, open_storage
@@ -100,6 +102,21 @@ def test_parts_read_as_one(given_parts: Any, data: st.DataObject) -> None:
         for places, rows in row_blocks(joined, choice, 3, "nan"):
             out[places] = joined.take("first", np.arange(n)[rows])
         np.testing.assert_array_equal(out, np.where(there[wanted], wide[wanted, 0].astype(int), -1))
+
+
+def test_many_readers_of_many_parts_do_not_wait_for_each_other() -> None:
+    """Parts are read at once, also by those who read several things at once."""
+    storage = open_storage("memory://parts-at-once")
+    contents = [np.full((3, 2), number, np.uint16) for number in range(40)]
+    joined = RowParts(
+        [group_of(storage, f"g{place}", content, shard=2, holes=set()) for place, content in enumerate(contents)]
+    )
+    everything = np.concatenate(contents)
+    for found in together(lambda _: joined.read("wide"), range(40)):
+        np.testing.assert_array_equal(found, everything)
+    some = np.array([117, 0, 60, 61])
+    for found in together(lambda _: joined.take("wide", some), range(40)):
+        np.testing.assert_array_equal(found, everything[some])
 
 
 @pytest.fixture
@@ -242,6 +259,10 @@ def test_a_grown_table_is_cut_where_the_parts_are(tmp_path: Path) -> None:
         table_parts(storage, "d", table[1:])
     with pytest.raises(ConflictError, match=r"the split of number 1 is 'cal', and 'train' in the table"):
         table_parts(storage, "d", sample_table(9, splits=("train",)))
+    (tmp_path / samples_path("d", 1) / "ledger" / "c.0.0.0").unlink()
+    assert len(table_parts(storage, "d", table)) == 3
+    with pytest.raises(ConflictError, match=r"samples 4 to 5 .*\(what data/d/parts/1/samples was begun with; delete"):
+        table_parts(storage, "d", replace(table, ids=[*table.ids[:4], *(f"late-{name}" for name in table.ids[4:])]))
     plain = SampleTable(ids=table.ids, kind="text", contents=table.contents, split=table.split)
     with pytest.raises(ConflictError, match=r"columns \['score', 'source'\] against \[\]"):
         table_parts(storage, "d", plain)

@@ -28,7 +28,7 @@ from saestore.layout import ActivationsKey, CodesKey
 from saestore.parts import parts_of
 from saestore.prefetch import prefetch
 from saestore.progress import Progress
-from saestore.rows import RowGroup
+from saestore.rows import RowGroup, group_exists
 from saestore.runs import RunRecord
 from saestore.saes.config import SAEConfig
 from saestore.saes.lake import open_lake_sae
@@ -74,6 +74,8 @@ class EncodeRun:
                         self.jobs.append(EncodeJob(self._lake, weights, source, options))
                     except SaestoreError as error:
                         self.absent.append(Absent(name, key.dataset, key.layer, key.sample_type, error))
+                        if not source.part:  # what was appended is encoded as the first part is, or not at all
+                            break
         told = {job.key.layer for job in self.jobs} | {absent.layer for absent in self.absent}
         is_certain = all(absent.layer or absent.dataset for absent in self.absent)  # every SAE could be opened
         for layer in dict.fromkeys(wanted.layers or () if is_certain else ()):
@@ -135,7 +137,8 @@ class EncodeRun:
         assert self._resources is not None
         ready = self._with_known_k(group)
         for part in ready:
-            for step in part.passes:
+            # First parts first: what was appended is encoded only where they could be.
+            for step in sorted(part.passes, key=lambda step: step.jobs[0].key.part):
                 loading = part.loading(step.plan, self._resources)
                 self._together_or_each(step.jobs, functools.partial(self._begin, loading=loading))
             for step in part.passes:
@@ -182,7 +185,15 @@ class EncodeRun:
 
     def _begin(self, jobs: Sequence[EncodeJob], loading: Loading) -> None:
         """Check the quality of codes that are new, and create their groups; the rows of the check are read once."""
-        fresh = [job for job in self._alive(jobs) if job.stored is None]
+        fresh = []
+        for job in self._alive(jobs):
+            if job.key.part and not group_exists(self._lake.storage, job.key.at(0).path):
+                self.failures[job.key] = MissingError(
+                    f"{job.key.path} is left out, because {job.key.at(0).path}, which it would follow, could not be "
+                    "made; do what its own reason says, and encode again"
+                )
+            elif job.stored is None:
+                fresh.append(job)
         if not fresh:
             return
         chosen = [job.sample_rows() for job in fresh]

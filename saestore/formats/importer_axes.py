@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,12 +15,16 @@ from saestore import provenance
 from saestore.errors import ConflictError, DependencyError, InputError, MissingError
 from saestore.formats.activations import local_path, sniff
 from saestore.layout import POSITION_TYPES, ActivationsKey, samples_path
+from saestore.parts import check_appended, n_parts, open_axis, parts_of
 from saestore.rows import group_exists
 from saestore.samples import SampleTable
 from saestore.storage import Storage
 from saestore.tables import Positions, Samples, stored_parts, table_parts, write_positions, write_samples
 
 Offsets = NDArray[np.int64]
+
+_ARRAYS = ("special",)
+"""What is stored of imported positions, beside the offsets: no token is known to be special."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +94,7 @@ class AxisPlan:
             self.storage,
             self.key.model_key,
             offsets=self.offsets,
-            arrays={"special": np.zeros(int(self.offsets[-1]), dtype=bool)},
+            arrays={name: np.zeros(int(self.offsets[-1]), dtype=bool) for name in _ARRAYS},
             digest=hashed.hexdigest(),
             attributes={
                 "samples": samples.digest,
@@ -148,7 +152,8 @@ def find_axis(
     InputError
         The rows do not make the samples.
     ConflictError
-        The model has another position axis over the dataset, or samples that are to be appended are in it already.
+        The model has another position axis over the dataset, or one of another kind that the rows cannot follow; or
+        samples that are to be appended are in it already, or a part before them is not complete.
     MissingError, IntegrityError
         The dataset to append to is not in the lake; or the file of the offsets does not exist, or is damaged.
     """
@@ -162,24 +167,48 @@ def find_axis(
     table = rows.samples
     own = None if table is None else _without_stored(storage, key.dataset, table, stored)
     rows = replace(rows, samples=own)
+    kind: Literal["text", "image"] = "image" if stored[0].kind == "image" else "text"
     first_ids = np.cumsum([0, *map(len, stored)]).tolist()
     for part, known in enumerate(stored[1:], start=1):
         if not is_free(part) or (own is not None and own.digest() != known.digest):
             continue
         try:
-            return _plan(storage, key.at(part), rows, first_ids[part])
+            plan = _plan(storage, key.at(part), rows, first_ids[part], kind)
         except (InputError, ConflictError):
             if own is not None:
                 raise  # it is this part, and the rows do not fit
-    if own is not None:
+        else:
+            _check_readable(plan)
+            return plan
+    plan = _plan(storage, key.at(len(stored)), rows, first_ids[-1], kind)
+    _check_readable(plan)
+    if plan.table is not None:
         known_ids = np.concatenate([part.ids for part in stored])
-        taken = np.flatnonzero(np.isin(np.asarray(own.ids, dtype=object), known_ids))
+        taken = np.flatnonzero(np.isin(np.asarray(plan.table.ids, dtype=object), known_ids))
         if taken.size:
             raise ConflictError(
-                f"sample {own.ids[taken[0]]!r} is in dataset {key.dataset!r} already; give a table of the samples that "
-                "are new, or of all of them in the order in which they are stored"
+                f"sample {plan.table.ids[taken[0]]!r} is in dataset {key.dataset!r} already; give a table of the "
+                "samples that are new, or of all of them in the order in which they are stored"
             )
-    return _plan(storage, key.at(len(stored)), rows, first_ids[-1])
+    return plan
+
+
+def _check_readable(plan: AxisPlan) -> None:
+    """Refuse rows to append that no reader would find, or that would make the axis unreadable (ConflictError)."""
+    storage, key, model = plan.storage, plan.key, plan.key.model_key
+    by_position = plan.offsets is not None
+    whole = [
+        model.at(part).positions_path if by_position else samples_path(key.dataset, part) for part in range(key.part)
+    ]
+    n_before = len(parts_of(open_axis(storage, whole)))
+    if n_before < key.part:
+        raise ConflictError(
+            f"the rows would be part {key.part} of dataset {key.dataset!r}, which is read only behind part {n_before}, "
+            f"and {whole[n_before]} is missing or not complete; run the command that was stopped there again, or "
+            "append the rows of its samples first"
+        )
+    if by_position and not group_exists(storage, model.positions_path):
+        check_appended(storage, whole[0], {"arrays": list(_ARRAYS), "model_id": key.model})
 
 
 def _without_stored(storage: Storage, dataset: str, samples: SampleTable, stored: Sequence[Samples]) -> SampleTable:
@@ -189,13 +218,21 @@ def _without_stored(storage: Storage, dataset: str, samples: SampleTable, stored
     return table_parts(storage, dataset, samples)[-1]
 
 
-def _plan(storage: Storage, key: ActivationsKey, rows: GivenRows, first_id: int = 0) -> AxisPlan:
+def _plan(
+    storage: Storage,
+    key: ActivationsKey,
+    rows: GivenRows,
+    first_id: int = 0,
+    kind: Literal["text", "image"] | None = None,
+) -> AxisPlan:
     """Find the axis over the part of the dataset that the key names.
 
     Parameters
     ----------
     first_id : int
         Number of the first sample, where the samples have no other name.
+    kind : {"text", "image"}, optional
+        What the samples of the dataset are; default what the sample type tells.
     """
     source, n_rows, samples = rows.source, rows.n_rows, rows.samples
     own_per_sample, per_sample, offsets = rows.own_per_sample, rows.per_sample, rows.offsets
@@ -210,7 +247,7 @@ def _plan(storage: Storage, key: ActivationsKey, rows: GivenRows, first_id: int 
         _refuse_positions(key.sample_type, source, n_rows, own_per_sample, per_sample, offsets)
         n_found, how = n_rows, f"{n_rows:,} rows, one for each sample of kind {key.sample_type}"
     if n_known is not None and n_found != n_known:
-        whose = f"dataset {key.dataset!r} has" if samples is None else "the table of samples has"
+        whose = f"{_dataset(storage, key)} has" if samples is None else "the table of samples has"
         raise InputError(
             f"{source} holds {how}, {whose} {n_known:,} samples; give the samples that the file was made from, or "
             f"another dataset name{_growth(storage, key)}"
@@ -218,8 +255,16 @@ def _plan(storage: Storage, key: ActivationsKey, rows: GivenRows, first_id: int 
     table, is_placeholder = samples, False
     if samples is None and (stored is None or not stored.group.is_complete):
         # An unfinished table is the placeholder of a killed import, or a conflict that writing it reports.
-        table, is_placeholder = _placeholder(n_found, key.sample_type, first_id), True
+        told: Literal["text", "image"] = "image" if key.sample_type == "patch" else "text"
+        table, is_placeholder = _placeholder(n_found, kind or told, first_id), True
     return AxisPlan(storage, key, table, is_placeholder, edges)
+
+
+def _dataset(storage: Storage, key: ActivationsKey) -> str:
+    """Return the dataset in words, or the part of it whose rows are asked for."""
+    count = n_parts(storage, key.dataset)
+    parts = f"part {key.part} of the {count} parts, which are imported one by one, of " if count > 1 else ""
+    return f"{parts}dataset {key.dataset!r}"
 
 
 def _growth(storage: Storage, key: ActivationsKey) -> str:
@@ -227,11 +272,11 @@ def _growth(storage: Storage, key: ActivationsKey) -> str:
     return ", or append them (--append) if they are of new samples" if group_exists(storage, key.path) else ""
 
 
-def _placeholder(n: int, sample_type: str, first_id: int) -> SampleTable:
-    """Samples of which only the number is known: ids 0, 1, ..., and no contents; patches are of images."""
+def _placeholder(n: int, kind: Literal["text", "image"], first_id: int) -> SampleTable:
+    """Samples of which only the number is known: ids 0, 1, ..., and no contents."""
     return SampleTable(
         ids=[str(place) for place in range(first_id, first_id + n)],
-        kind="image" if sample_type == "patch" else "text",
+        kind=kind,
         contents=("",) * n,
     )
 

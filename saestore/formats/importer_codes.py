@@ -141,8 +141,10 @@ def import_codes(
         )
         target = target.at(axis_plan.key.part)
         if target.part:
+            assert source.d_sae is not None
             about = {"d_sae": source.d_sae, "dtype": source.dtype, "signed": negatives == "keep"}
-            check_appended(lake.storage, target.at(0).path, about)
+            arrays = code_arrays(k=source.k, d_sae=source.d_sae, dtype=source.dtype)
+            check_appended(lake.storage, target.at(0).path, about, arrays)
         quality = _quality(source)
         axis = axis_plan.store(say)
         identity = {

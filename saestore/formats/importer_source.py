@@ -50,7 +50,10 @@ def source_identity(origin: Path, described: Mapping[str, Any]) -> dict[str, Any
 
 def is_free(storage: Storage, path: str, identity: Mapping[str, Any]) -> bool:
     """Whether nothing is stored at a path but what comes from this source."""
-    return not group_exists(storage, path) or RowGroup.open(storage, path).attributes["identity"]["source"] == identity
+    if not group_exists(storage, path):
+        return True
+    # What was extracted or encoded here names no source.
+    return bool(RowGroup.open(storage, path).attributes["identity"].get("source") == identity)
 
 
 def threads_for(described: Mapping[str, Any]) -> int:

@@ -66,7 +66,7 @@ class StatsTask:
 
         storage = open_storage(self.url, storage_options=self.options)
         codes = Codes.open(storage, self.key)
-        axis = RowAxis.open(storage, self.key.activations)
+        axis = codes.axis  # of the same parts, whatever is appended meanwhile
         splits = stored_splits(axis)
         names = splits[1:]
         first = self.shard * SHARD_UNITS
@@ -132,7 +132,7 @@ def write_stats(
     results = []
     for key in keys:
         codes = Codes.open(storage, key)
-        axis = RowAxis.open(storage, key.activations)
+        axis = codes.axis
         splits = stored_splits(axis)
         missing: list[int] = []
         if not _is_complete(codes, splits, special=special):

@@ -446,6 +446,38 @@ class TestWrongInput:
         with pytest.raises(HoleError, match="saes/s"):
             encode(lake, "s", quiet=True)
 
+    @pytest.mark.parametrize(("options", "message"), [({"dtype": "float32"}, "dtype"), ({"k": 4}, "k: 8 is stored")])
+    def test_what_was_appended_is_encoded_as_the_first_part_or_not_at_all(
+        self, lake: Lake, x: np.ndarray, options: dict, message: str
+    ) -> None:
+        write_sae(lake.storage, "s", mirror_sae(D_IN))
+        add_activations(lake, "d", x)
+        encode(lake, "s", k=8, quiet=True)
+        first = lake.codes("d").dense()
+        more = add_activations(lake, "d", 2 * x[:50], part=1)
+        with pytest.raises(ConflictError, match=message):
+            encode(lake, "s", quiet=True, **{"k": 8, **options})
+        assert np.isnan(lake.codes("d").dense(slice(300, 350), holes="nan")).all()
+        encode(lake, "s", k=8, quiet=True)
+        dense = lake.codes("d").dense()
+        np.testing.assert_array_equal(dense[:300], first)
+        both = np.maximum(np.concatenate([more, -more], axis=1), 0)
+        np.testing.assert_allclose(np.sort(dense[300:])[:, -8:], np.sort(both)[:, -8:], rtol=1e-3)
+
+    def test_nothing_is_encoded_behind_a_first_part_of_poor_quality(self, lake: Lake, x: np.ndarray) -> None:
+        """Readers would not find it, and other options for the first part would then not fit it."""
+        halves = mirror_sae(D_IN)
+        halves.arrays["W_enc"] = np.abs(halves.arrays["W_enc"])  # both units of an axis are of its positive side
+        write_sae(lake.storage, "s", halves)
+        add_activations(lake, "d", -np.abs(x) - 1)
+        add_activations(lake, "d", np.abs(x[:50]), part=1)
+        with pytest.raises(QualityError, match=r"^data/d/m/layer_3/activations/token: explained variance -"):
+            encode(lake, "s", quiet=True)
+        assert not lake.storage.names("data/d/parts/1/m/layer_3/codes")
+        results = encode(lake, "s", dtype="float32", force=True, quiet=True)
+        assert [(result.state, result.rows) for result in results] == [("done", 300), ("done", 50)]
+        assert lake.codes("d").dense().shape == (350, 2 * D_IN)
+
     @pytest.mark.parametrize(
         ("options", "message"),
         [

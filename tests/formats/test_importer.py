@@ -7,6 +7,7 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from built_lake import build, sample_table
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -487,6 +489,85 @@ def test_what_cannot_be_appended_is_refused_before_anything_is_written(lake: Lak
     with pytest.raises(ConflictError, match=r"columns \[\] and what is to be appended \['x'\]"):
         import_activations(lake, more, **PLACE, sample_type="cls", append=True, samples=table)
     assert lake_files(tmp_path / "lake") == before
+
+
+def test_samples_that_readers_would_refuse_are_refused_before_anything_is_written(lake: Lake, tmp_path: Path) -> None:
+    def scored(first: int, score: list[Any]) -> SampleTable:
+        return replace(named(first, 2), columns={"score": np.array(score)})
+
+    import_activations(lake, saved(tmp_path, acts(2, D_IN)), **PLACE, sample_type="cls", samples=scored(0, [1, 2]))
+    before = lake_files(tmp_path / "lake")
+    more = saved(tmp_path, acts(2, D_IN), "more.npy")
+    with pytest.raises(ConflictError, match="has type of score 'int64' and what is to be appended 'float64'"):
+        import_activations(lake, more, **PLACE, sample_type="cls", append=True, samples=scored(2, [0.5, 2]))
+    assert lake_files(tmp_path / "lake") == before
+    import_activations(lake, more, **PLACE, sample_type="cls", append=True, samples=scored(2, [3, 4]))
+    assert lake.samples("d").column("score").tolist() == [1, 2, 3, 4]
+
+
+def test_numbered_samples_are_of_the_kind_of_the_dataset(lake: Lake, tmp_path: Path) -> None:
+    import_activations(lake, saved(tmp_path, acts(4, D_IN), "0.npy"), **PLACE, sample_type="patch", per_sample=2)
+    import_activations(lake, saved(tmp_path, acts(2, D_IN), "1.npy"), **PLACE, sample_type="cls")
+    more = saved(tmp_path, acts(1, D_IN), "2.npy")
+    assert import_activations(lake, more, **PLACE, sample_type="cls", append=True).key.part == 1
+    assert (lake.samples("d").kind, lake.samples("d").ids.tolist()) == ("image", ["0", "1", "2"])
+    whole = saved(tmp_path, acts(3, D_IN), "3.npy")
+    with pytest.raises(InputError, match="part 0 of the 2 parts, which are imported one by one, of dataset 'd' has 2"):
+        import_activations(lake, whole, **{**PLACE, "layer": 4}, sample_type="cls")
+
+
+def test_numbers_of_samples_that_are_taken_are_refused(lake: Lake, tmp_path: Path) -> None:
+    table = SampleTable(ids=["2", "3"], kind="text", contents=["A", "B"])
+    import_activations(lake, saved(tmp_path, acts(2, D_IN)), **PLACE, sample_type="cls", samples=table)
+    more = saved(tmp_path, acts(2, D_IN), "more.npy")
+    with pytest.raises(ConflictError, match="sample '2' is in dataset 'd' already; give a table"):
+        import_activations(lake, more, **PLACE, sample_type="cls", append=True)
+    assert lake.samples("d").ids.tolist() == ["2", "3"]
+
+
+def test_rows_do_not_follow_positions_that_were_extracted(tmp_path: Path) -> None:
+    """Extracted positions have tokens and imported ones have none: readers would refuse them together."""
+    built = build(str(tmp_path / "lake"))
+    before = lake_files(tmp_path / "lake")
+    more = saved(tmp_path, acts(6, 6), "more.npy")
+    place = {**PLACE, "sample_type": "token", "per_sample": 3, "dtype": "bfloat16"}
+    with pytest.raises(ConflictError, match=r"m/positions has arrays \['special', 'token_id'\] and what is to be app"):
+        import_activations(built.lake, more, **place, samples=sample_table(9)[7:], append=True)
+    assert lake_files(tmp_path / "lake") == before
+    np.testing.assert_array_equal(built.lake.activations("d", sample_type="token").read(), built.activations)
+
+
+def test_codes_follow_those_that_were_encoded(tmp_path: Path) -> None:
+    built = build(str(tmp_path / "lake"), cuts=(3,))
+    dense = dense_codes(2, 50)
+    place = {**CODES, "d_sae": 50, "sample_type": "mean", "samples": sample_table(9)[7:], "append": True}
+    path = save_codes(tmp_path, codes_of(dense, value=torch.float16))
+    with pytest.raises(ConflictError, match=r"codes/s/mean has signed None and what is to be appended False"):
+        import_codes(built.lake, path, **place)
+    for group in ("", "parts/1/"):
+        document = tmp_path / f"lake/data/d/{group}m/layer_3/codes/s/mean/zarr.json"
+        content = json.loads(document.read_text())
+        content["attributes"]["saestore"]["signed"] = False
+        document.write_text(json.dumps(content))
+    assert import_codes(built.lake, path, **place).key.part == 2
+    codes = built.codes("mean")
+    np.testing.assert_array_equal(codes.dense(), np.concatenate([built.means.dense, dense]))
+    assert codes.group.attributes["l0_exact"] is False
+
+
+def test_nothing_is_appended_behind_a_part_that_was_cut_short(lake: Lake, tmp_path: Path) -> None:
+    """Readers would not find it, and nothing would say so."""
+    place = {**PLACE, "sample_type": "token", "per_sample": 2}
+    import_activations(lake, saved(tmp_path, acts(6, D_IN), "0.npy"), **place)
+    write_samples(lake.storage, "d", SampleTable(ids=["3", "4"], kind="text", contents=["", ""]), 1)
+    before = lake_files(tmp_path / "lake")
+    with pytest.raises(ConflictError, match=r"part 2 of .* only behind part 1, and data/d/parts/1/m/positions is miss"):
+        import_activations(lake, saved(tmp_path, acts(6, D_IN), "2.npy"), **place, append=True)
+    assert lake_files(tmp_path / "lake") == before
+    for part, rows in ((1, 4), (2, 6)):
+        result = import_activations(lake, saved(tmp_path, acts(rows, D_IN), f"{part}.npy"), **place, append=True)
+        assert result.key.part == part
+    assert lake.activations("d").n_rows == len(lake.positions("d")) == 16
 
 
 # --------------------------------------------------------------- going on
