@@ -7,7 +7,13 @@ from typing import Any
 
 from saestore.errors import DependencyError
 
-_INSTALL = {"anndata": "'saestore[bridges]'", "pyarrow": "'saestore[bridges]'", "torch": "'saestore[torch]'"}
+_INSTALL = {
+    "anndata": "'saestore[bridges]'",
+    "pyarrow": "'saestore[bridges]'",
+    "sklearn": "'saestore[probes]'",
+    "torch": "'saestore[torch]'",
+    "xgboost": "'saestore[probes]'",
+}
 
 
 def imported(package: str, what: str) -> Any:

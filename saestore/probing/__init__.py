@@ -1,0 +1,1 @@
+"""Probing: classifiers on activations and on codes, by the rules of the sparse-probing benchmark."""
