@@ -15,6 +15,7 @@ from saestore.errors import InputError, IntegrityError, MissingError
 from saestore.labels import DEFAULT_NAME, Labels, label_names
 from saestore.layout import (
     ACTIVATIONS,
+    ALL_UNITS,
     ATTRIBUTE,
     CODES,
     DATA,
@@ -22,6 +23,7 @@ from saestore.layout import (
     LABELS,
     PARTS,
     POSITIONS,
+    RESULTS,
     SAES,
     SAMPLE_TYPES,
     SAMPLES,
@@ -49,7 +51,8 @@ Key = TypeVar("Key", ActivationsKey, CodesKey)
 class GroupStatus:
     """State of one row group.
 
-    kind : `sae`, `samples`, `positions`, `labels`, `activations`, `codes`, `postings` or `view`
+    kind : `sae`, `samples`, `positions`, `labels`, `activations`, `codes`, `postings`, `view`, `thresholds`,
+        `detection` or `localisation`
     rows, written_rows : rows of the axis, and those in the ledger
     state : `done`, `partial` where rows are not written or the ledger is damaged, or `missing` where nothing was begun
         or the metadata are damaged
@@ -362,16 +365,25 @@ class Lake:
         )
 
     def _view_statuses(self, key: CodesKey) -> Iterator[GroupStatus | None]:
-        """Yield the state of the views of codes as they are stored now; their rows are the units that they keep."""
+        """Yield the state of the views of codes as they are stored now, and of what was found with them.
+
+        Rows of a view are the units that it keeps, those of a result its pairs of unit and concept, or its concepts.
+        """
         if not self.storage.names(key.views_root):
             return
         try:
             run = Codes.open(self.storage, key).run
         except (IntegrityError, MissingError):  # the codes' own line says so
             return
-        for name in view_names(self.storage, key, run):
+        there = self._children(key.views_path(run))
+        for name in [*view_names(self.storage, key, run), *({ALL_UNITS} & set(there))]:
             path = key.view_path(run, name)
-            yield self._group_status("view", path, partial(RowGroup.open, self.storage, path), **_names(key))
+            if name != ALL_UNITS:
+                yield self._group_status("view", path, partial(RowGroup.open, self.storage, path), **_names(key))
+            for kind in RESULTS:
+                for result in self._children(f"{path}/{kind}"):
+                    place = key.result_path(run, name, kind, result)
+                    yield self._group_status(kind, place, partial(RowGroup.open, self.storage, place), **_names(key))
 
     def _children(self, path: str) -> list[str]:
         # Other names are those of files that desktops, editors and people leave in folders.
@@ -433,6 +445,9 @@ def _note(group: Stored) -> str:
         return f"{count:,} non-finite values" if count else ""
     if kind == "view":
         return group.path.rsplit("/", 1)[-1]
+    if kind in RESULTS:
+        view = group.attributes.get("view")
+        return f"{group.path.rpartition('/')[2]}, {f'view {view}' if view else 'all units'}"
     if kind == "codes":
         notes = []
         parts = [part for part in parts_of(group) if isinstance(part, RowGroup)]

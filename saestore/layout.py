@@ -32,6 +32,9 @@ UNITS = "units"
 STATS = "stats"
 LABELS = "labels"
 VIEWS = "views"
+RESULTS = ("thresholds", "detection", "localisation")
+"""Kinds of what was found with a view."""
+
 ALL_UNITS = "all"
 """What stands in the place of a view's name where there is none."""
 

@@ -17,6 +17,7 @@ from saestore.analysis.maps import concept_maps
 from saestore.analysis.pruning import Criteria, prune
 from saestore.analysis.thresholds import PERCENTILES, Thresholds, write_thresholds
 from saestore.errors import BudgetError, ConflictError, InputError, MissingError
+from saestore.layout import RESULTS
 from tests.analysis.concept_lake import CONCEPTS, KEY, ConceptLake, build
 from tests.small_lake import lake_files
 
@@ -356,6 +357,23 @@ def test_units_that_were_chosen_on_the_reported_split_are_refused(tmp_path: Path
             write_detection(codes, **QUIET)
         write_thresholds(codes, name="legacy", legacy=True, **QUIET)
         write_detection(codes, name="legacy", thresholds="legacy", **QUIET)
+
+
+def test_status_lists_what_was_found(tmp_path: Path) -> None:
+    built = build(str(tmp_path / "lake"), n=20)
+    prune(built.codes, name="a", criteria=Criteria(dead=1))
+    write_thresholds(built.codes, **QUIET)
+    write_thresholds(built.codes.view("a"), name="mine", **QUIET)
+    write_detection(built.codes.view("a"), thresholds="mine", **QUIET)
+    for path in (tmp_path / "lake").rglob("detection/default/ledger/c.*"):
+        path.unlink()
+    kept = len(built.codes.view("a").kept_units)
+    found = [(row.kind, row.rows, row.state, row.note) for row in built.lake.status() if row.kind in RESULTS]
+    assert sorted(found) == [
+        ("detection", 3 * kept, "partial", "default, view a"),
+        ("thresholds", 4 * kept, "done", "mine, view a"),
+        ("thresholds", 4 * 24, "done", "default, all units"),
+    ]
 
 
 def test_a_legacy_view_needs_legacy_thresholds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
