@@ -7,19 +7,21 @@ never read in their place.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from saestore.engine.arrays import cuts
 from saestore.errors import HoleError, MissingError
 from saestore.kernels.quantize import as_float32
 from saestore.kernels.ramps import ramps
 from saestore.layout import CodesKey
-from saestore.prefetch import together
+from saestore.prefetch import prefetch, together
 from saestore.rows import ArraySpec, Grid, RowGroup
 from saestore.storage import Storage, read_document
 
@@ -46,6 +48,13 @@ class UnitEntries:
     offsets: NDArray[np.int64]
     rows: NDArray[np.int64]
     values: NDArray[np.float32]
+
+    def of(self, places: range) -> UnitEntries:
+        """Return the entries of the units at consecutive places."""
+        edges = self.offsets[places.start : places.stop + 1]
+        held = slice(edges[0], edges[-1])
+        units = self.units[places.start : places.stop]
+        return UnitEntries(units, edges - edges[0], self.rows[held], self.values[held])
 
 
 @dataclass(frozen=True)
@@ -224,6 +233,29 @@ class Postings:
         lengths = np.diff(offsets)[order]
         places = ramps(offsets[order], lengths)
         return UnitEntries(asked, np.append(0, np.cumsum(lengths)), rows[places], values[places])
+
+    def blocks(self, units: NDArray[np.int64], most: int) -> Iterator[tuple[slice, UnitEntries]]:
+        """Yield the entries of units in blocks of at most so many, or of one unit, reading one block ahead.
+
+        Parameters
+        ----------
+        units : (m,) int64
+            Original unit ids.
+        most : int
+            Entries of a block.
+
+        Yields
+        ------
+        (places, entries)
+            Places among `units`, and the entries of the units there.
+
+        Raises
+        ------
+        MissingError, HoleError, IntegrityError
+            As for `read`.
+        """
+        places = [slice(*edges) for edges in pairwise(cuts(self.counts[units], most).tolist())]
+        return prefetch(lambda part: self.read(units[part]), places)
 
     def check_written(self, units: NDArray[np.int64]) -> None:
         """Refuse units of which some entries were never written (HoleError)."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from saestore.engine.arrays import cuts
 from saestore.kernels.unit_stats import Entries, RowMarks, UnitTally, tally_long, tally_units
 from saestore.postings import Postings
 from saestore.prefetch import prefetch, together
@@ -58,7 +59,7 @@ def tally(
     step = advance or _silent
     counts = postings.counts[units.start : units.stop]
     result = UnitTally.empty(len(counts), rows.n_splits, percentiles)
-    blocks = [(units.start + start, units.start + stop) for start, stop in _blocks(counts, block_entries)]
+    blocks = list(pairwise((units.start + cuts(counts, block_entries)).tolist()))
     long = [start for start, stop in blocks if stop - start == 1 and counts[start - units.start] > block_entries]
     long_ones = set(long)
     short = [block for block in blocks if block[0] not in long_ones]
@@ -68,7 +69,7 @@ def tally(
             first = start - units.start
             work = [
                 pool.submit(tally_units, parts, rows, result, units=share, first=first)
-                for share in _shares(parts, threads)
+                for share in unit_shares(np.sum([part.edges for part in parts], axis=0), threads)
             ]
             for part in work:
                 part.result()
@@ -125,15 +126,18 @@ def _tally_one(
     tally_long(pieces, rows, result, place=place)
 
 
-def _blocks(counts: NDArray[np.int64], most: int) -> Iterator[tuple[int, int]]:
-    """Cut units into ranges of at most so many entries; a unit that has more is a range of its own."""
-    ends = np.cumsum(counts)
-    start = 0
-    while start < len(counts):
-        taken = ends[start] - counts[start]
-        stop = max(start + 1, int(np.searchsorted(ends, taken + most, side="right")))
-        yield start, stop
-        start = stop
+def unit_shares(edges: NDArray[np.int64], threads: int) -> list[range]:
+    """Cut units into ranges of about as many entries each, one for each thread at most.
+
+    Parameters
+    ----------
+    edges : (m + 1,) int64
+        The entries of unit i are as many as `edges[i + 1] - edges[i]`.
+    threads : int
+    """
+    cuts = np.searchsorted(edges, np.linspace(0, edges[-1], threads + 1).astype(np.int64))
+    cuts[0], cuts[-1] = 0, len(edges) - 1
+    return [range(low, high) for low, high in pairwise(cuts.tolist()) if high > low]
 
 
 def _entries(postings: Postings, start: int, stop: int) -> list[Entries]:
@@ -145,14 +149,6 @@ def _entries(postings: Postings, start: int, stop: int) -> list[Entries]:
         gaps, values = together(lambda name: segment.group.read(name, first, last), ("row_gaps", "values"))  # noqa: B023
         parts.append(Entries(gaps, values, edges - first, segment.first_row))
     return parts
-
-
-def _shares(parts: Sequence[Entries], threads: int) -> list[range]:
-    """Cut units into ranges of about as many entries each."""
-    edges = np.sum([part.edges for part in parts], axis=0)
-    cuts = np.searchsorted(edges, np.linspace(0, edges[-1], threads + 1).astype(np.int64))
-    cuts[0], cuts[-1] = 0, len(edges) - 1
-    return [range(low, high) for low, high in pairwise(cuts.tolist()) if high > low]
 
 
 def _silent(count: int) -> None:

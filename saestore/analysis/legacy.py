@@ -9,7 +9,6 @@ The repository BrachioLab/SuperActivators, `scripts/pretrained_saes/postprocess_
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
@@ -18,9 +17,7 @@ from numpy.typing import NDArray
 
 from saestore.analysis.unit_figures import UnitFigures, lifetime_sparseness
 from saestore.codes import Codes
-from saestore.engine.arrays import cuts
 from saestore.layout import POSITION_TYPES
-from saestore.prefetch import prefetch
 
 ITEMS_PER_SAMPLE = 256
 """Rows that every sample is taken to have, texts too."""
@@ -82,8 +79,7 @@ def span_figures(codes: Codes, span: Span, *, special: bool) -> UnitFigures:
     count = np.zeros(units.size, dtype=np.int64)
     sums, sum_squares = np.zeros(units.size), np.zeros(units.size)
     p99 = np.full(units.size, np.nan, dtype=np.float32)
-    parts = [slice(*edges) for edges in itertools.pairwise(cuts(postings.counts[units], _READ_ENTRIES).tolist())]
-    for part, found in prefetch(lambda part: postings.read(units[part]), parts):
+    for part, found in postings.blocks(units, _READ_ENTRIES):
         place = np.repeat(np.arange(part.start, part.stop), np.diff(found.offsets))
         held = (found.rows >= span.start) & (found.rows < span.stop) & (found.values > 0)
         if not special:

@@ -6,7 +6,6 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -22,9 +21,9 @@ from saestore.engine.run import run_tasks
 from saestore.errors import InputError, MissingError
 from saestore.layout import ALL_UNITS, CodesKey, is_name
 from saestore.postings import UnitEntries
-from saestore.prefetch import prefetch
 from saestore.rows import ArraySpec, Grid, RowGroup
 from saestore.storage import Storage, open_storage, read_document
+from saestore.tallying import unit_shares
 from saestore.views import view_names
 
 Kind = Literal["thresholds", "detection", "localisation"]
@@ -132,15 +131,14 @@ class PairsTask:
         rows = group.grid.shard(self.shard)
         mine = slice(rows.start // per_unit, rows.stop // per_unit)
         make = self.work(group, truth, codes, mine)
-        counts = codes.postings.counts[units[mine]]
-        blocks = list(unit_blocks(counts, BLOCK_ENTRIES))
         parts: list[Mapping[str, NDArray[Any]]] = []
         threads = os.cpu_count() or 1
-        read = lambda block: codes.postings.read(units[mine][block[0] : block[1]])  # noqa: E731
         with ThreadPoolExecutor(threads, thread_name_prefix="saestore-concepts") as pool:
-            for (start, _), entries in prefetch(read, blocks):
-                shares = unit_shares(entries.offsets, threads)
-                done = [pool.submit(make, slice(start + a, start + b), part_of(entries, a, b)) for a, b in shares]
+            for places, entries in codes.postings.blocks(units[mine], BLOCK_ENTRIES):
+                done = [
+                    pool.submit(make, slice(places.start + share.start, places.start + share.stop), entries.of(share))
+                    for share in unit_shares(entries.offsets, threads)
+                ]
                 parts += [each.result() for each in done]
                 advance(len(entries.rows))
         arrays = {name: np.concatenate([part[name] for part in parts]) for name in group.array_names}
@@ -301,29 +299,3 @@ def _results(codes: Codes, view: str, kind: Kind) -> list[str]:
     """Return the names of the results of a kind that a view, or all units, has."""
     path = f"{codes.key.view_path(codes.run, view)}/{kind}"
     return sorted(name for name in codes.group.storage.names(path) if is_name(name))
-
-
-def unit_blocks(counts: NDArray[np.int64], most: int) -> list[tuple[int, int]]:
-    """Cut units into ranges of at most so many entries; a unit that has more is a range of its own."""
-    ends = np.cumsum(counts)
-    found, start = [], 0
-    while start < len(counts):
-        taken = ends[start] - counts[start]
-        stop = max(start + 1, int(np.searchsorted(ends, taken + most, side="right")))
-        found.append((start, stop))
-        start = stop
-    return found
-
-
-def unit_shares(offsets: NDArray[np.int64], threads: int) -> list[tuple[int, int]]:
-    """Cut units into ranges of about as many entries each."""
-    cuts = np.searchsorted(offsets, np.linspace(0, offsets[-1], threads + 1).astype(np.int64))
-    cuts[0], cuts[-1] = 0, len(offsets) - 1
-    return [(low, high) for low, high in pairwise(cuts.tolist()) if high > low]
-
-
-def part_of(entries: UnitEntries, start: int, stop: int) -> UnitEntries:
-    """Return the entries of the units at places `start:stop`."""
-    held = slice(entries.offsets[start], entries.offsets[stop])
-    offsets = entries.offsets[start : stop + 1] - entries.offsets[start]
-    return UnitEntries(entries.units[start:stop], offsets, entries.rows[held], entries.values[held])

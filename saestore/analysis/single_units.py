@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -12,14 +12,14 @@ import psutil
 from numpy.typing import NDArray
 
 from saestore.analysis.counted_rows import CountedRows
-from saestore.analysis.pairs import BLOCK_ENTRIES, ENTRY_BYTES, part_of, unit_blocks, unit_shares
+from saestore.analysis.pairs import BLOCK_ENTRIES, ENTRY_BYTES
 from saestore.analysis.truth import Truth
 from saestore.budget import require_memory
 from saestore.codes import Codes
 from saestore.kernels.baselines import REDUCTIONS, BestUnits, SampleReduction, best_units, counts_at, unit_scores
 from saestore.postings import UnitEntries
-from saestore.prefetch import prefetch
 from saestore.progress import Progress
+from saestore.tallying import unit_shares
 
 
 def choose_units(
@@ -96,9 +96,9 @@ def _best(
         ThreadPoolExecutor(threads, thread_name_prefix="saestore-baselines") as pool,
         Progress(f"baselines {codes.key.path}", total=total, unit="entries", quiet=quiet) as progress,
     ):
-        for start, entries in _entries(codes, units):
+        for places, entries in codes.postings.blocks(units, BLOCK_ENTRIES):
             shares = unit_shares(entries.offsets, threads)
-            done = [(start + a, pool.submit(of, part_of(entries, a, b))) for a, b in shares]
+            done = [(places.start + share.start, pool.submit(of, entries.of(share))) for share in shares]
             for first, each in done:  # in the order of units, which decides between equals
                 best = best.or_better(each.result(), first)
             progress.advance(len(entries.rows))
@@ -112,19 +112,12 @@ def _tested(
     labels = truth.labels_in(split.split)
     out = np.zeros((*best.f1.shape, 4), dtype=np.int64)
     units = np.unique(best.unit[best.f1 >= 0])
-    for start, entries in _entries(codes, units):
+    for places, entries in codes.postings.blocks(units, BLOCK_ENTRIES):
         for at in range(len(entries.units)):
-            one = part_of(entries, at, at + 1)
+            one = entries.of(range(at, at + 1))
             scores = unit_scores(one.rows, one.values, split.marks, truth.sample_of_row, split.rows_of_sample)
-            mine = (best.f1 >= 0) & (best.unit == units[start + at])
+            mine = (best.f1 >= 0) & (best.unit == units[places.start + at])
             for r, place in zip(*np.nonzero(mine), strict=True):
                 reduced = scores[REDUCTIONS.index(reductions[r])]
                 out[r, place] = counts_at(reduced, labels[place], best.threshold[r, place, None])[:, 0]
     return out
-
-
-def _entries(codes: Codes, units: NDArray[np.int64]) -> Iterator[tuple[int, UnitEntries]]:
-    """Yield the entries of units, block by block, with the place of the first unit of the block."""
-    blocks = unit_blocks(codes.postings.counts[units], BLOCK_ENTRIES)
-    for (start, _), entries in prefetch(lambda block: codes.postings.read(units[block[0] : block[1]]), blocks):
-        yield start, entries

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import shutil
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from saestore._whole_files import explained, partial_name
 from saestore.budget import parse_memory, readable_bytes, require_memory
 from saestore.errors import InputError
 from saestore.formats.dense_npy import write_npy, write_npz
@@ -139,11 +138,11 @@ def export_dense(
     with Progress("dense", total=source.rows, unit="rows", quiet=quiet) as progress:
         blocks = DenseBlocks.of(source, min(form.block_bytes, budget // _COPIES), progress)
         form.check(path, blocks)
-        with _explained(path):
+        with explained(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             if form.plain:
                 _require_disk(path, source.rows * source.row_bytes)
-            with _partial(path) as partial, _partial(units_file) as partial_units:
+            with _removed(path) as partial, _removed(units_file) as partial_units:
                 form.write(partial, blocks)
                 partial_units.write_text(json.dumps({"lake": description(source), **unit_mapping(source)}))
                 for written in (partial, partial_units):
@@ -183,22 +182,13 @@ def unit_mapping(source: DenseSource) -> dict[str, Any]:
 
 
 @contextmanager
-def _partial(path: Path) -> Iterator[Path]:
-    """Give a name beside a target to write under; what has it at the end is removed."""
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
+def _removed(path: Path) -> Iterator[Path]:
+    """Give a name beside a target to write a file or a folder under; what has it at the end is removed."""
+    partial = partial_name(path)
     try:
         yield partial
     finally:
         _remove(partial)
-
-
-@contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        what = "the disk is full" if error.errno == errno.ENOSPC else error.strerror or str(error)
-        raise InputError(f"cannot write {path}: {what}; choose another place with --out") from None
 
 
 def _require_disk(path: Path, n_bytes: int) -> None:
@@ -224,7 +214,7 @@ def _rename(partial: Path, path: Path) -> None:
     if not path.is_dir():
         os.replace(partial, path)
         return
-    with _partial(path) as old:
+    with _removed(path) as old:
         os.replace(path, old)
         os.replace(partial, path)
 

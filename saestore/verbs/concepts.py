@@ -405,10 +405,15 @@ def _codes(
     model: str | None,
     catalog: Catalog | None,
 ) -> list[Codes]:
-    opened = open_lake(lake, catalog=catalog)
-    names = [datasets] if isinstance(datasets, str) else datasets
-    found = matching_codes(opened, datasets=names or None, sae=sae, layer=layer, sample_type=sample_type, model=model)
-    return [codes if view is None else codes.view(view) for codes in found]
+    return matching_codes(
+        open_lake(lake, catalog=catalog),
+        datasets=datasets,
+        sae=sae,
+        layer=layer,
+        sample_type=sample_type,
+        model=model,
+        view=view,
+    )
 
 
 def _analysed(codes: Codes, name: str) -> Analysed:

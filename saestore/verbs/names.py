@@ -317,14 +317,14 @@ def _from_hub(entry: SAEEntry) -> str:
 def matching_codes(
     lake: Lake,
     *,
-    datasets: Sequence[str] | None = None,
+    datasets: str | Sequence[str] | None = None,
     sae: str | None = None,
     layer: str | int | None = None,
     sample_type: str | None = None,
     model: str | None = None,
     view: str | None = None,
 ) -> list[Codes]:
-    """Open the codes of one SAE over one layer, for chosen datasets or for all that have them.
+    """Open the codes of one SAE over one layer, for chosen datasets or, where none is named, for all that have them.
 
     Without a sample type those of positions are taken where there are any, as encode does; with a view, its units.
 
@@ -333,6 +333,7 @@ def matching_codes(
     MissingError
         Nothing fits, codes of several SAEs, layers or sample types do, or some have no such view.
     """
+    datasets = [datasets] if isinstance(datasets, str) else datasets or None
     for dataset in datasets or ():
         lake.samples(dataset)  # a dataset that is not there is its own error
     wanted = {"sae": sae, "layer": layer_name(layer), "sample_type": sample_type, "model": model}

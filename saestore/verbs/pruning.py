@@ -148,9 +148,8 @@ def prune(
     criteria = Criteria(dead, ubiquitous, strength_percentile, min_selectivity, target)
     rule = None if parameters is None else _rule(parameters, catalog)
     opened = open_lake(lake, catalog=catalog)
-    names = [datasets] if isinstance(datasets, str) else datasets
     found = matching_codes(
-        opened, datasets=names or None, sae=sae, layer=layer, sample_type=sample_type, model=model, view=view
+        opened, datasets=datasets, sae=sae, layer=layer, sample_type=sample_type, model=model, view=view
     )
     for codes in found:
         if rule is None and not criteria.given and units is None and codes.key.sample_type in POSITION_TYPES:

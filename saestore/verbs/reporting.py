@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from saestore._whole_files import whole_file
 from saestore.errors import InputError
 from saestore.verbs.names import LakeLike, matching_codes, open_lake
 
@@ -94,7 +95,6 @@ def report_concepts(
     >>> report_concepts("lake", "CLEVR", view="pruned", out="clevr.html").bytes  # doctest: +SKIP
     """
     from saestore.report.concepts import concept_report
-    from saestore.report.files import write_text
 
     if maps < 0:
         raise InputError(f"maps {maps} is below 0; give the most concepts to map, 0 for none")
@@ -102,22 +102,24 @@ def report_concepts(
     if page.is_dir():
         raise InputError(f"{page} is a folder; give the file to write, such as {page / 'report.html'}")
     opened = open_lake(lake, catalog=catalog)
-    names = [datasets] if isinstance(datasets, str) else datasets
     found = matching_codes(
-        opened, datasets=names or None, sae=sae, layer=layer, sample_type=sample_type, model=model, view=view
+        opened, datasets=datasets, sae=sae, layer=layer, sample_type=sample_type, model=model, view=view
     )
     made = concept_report(opened, found, detection=detection, maps=maps, seed=seed, stamp=stamp)
     files = []
     if data is not None:
         folder = Path(data).expanduser()
-        files = [
-            write_text(folder / block.dataset / f"{block.name}.csv", block.csv(), option="--data")
-            for block in made.data
-        ]
-    write_text(page, made.html, option="--out")
+        files = [_write(folder / block.dataset / f"{block.name}.csv", block.csv(), "--data") for block in made.data]
+    _write(page, made.html, "--out")
     return WrittenReport(
         path=page,
         bytes=page.stat().st_size,
         datasets=tuple(codes.key.dataset for codes in found),
         data=tuple(files),
     )
+
+
+def _write(path: Path, content: str, option: str) -> Path:
+    with whole_file(path, option=option) as partial:
+        partial.write_text(content, encoding="utf-8", newline="\n")
+    return path

@@ -170,10 +170,9 @@ def top(
     --------
     >>> top("demo/lake", units=[1234], n=10)  # doctest: +SKIP
     """
-    names = [datasets] if isinstance(datasets, str) else datasets
     found = matching_codes(
         open_lake(lake, catalog=catalog),
-        datasets=names or None,
+        datasets=datasets,
         sae=sae,
         layer=layer,
         sample_type=sample_type,

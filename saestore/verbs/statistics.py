@@ -109,9 +109,8 @@ def stats(
 
     bounds = only if isinstance(only, Mapping) or only is None else _bounds(only)
     opened = open_lake(lake, catalog=catalog)
-    names = [datasets] if isinstance(datasets, str) else datasets
     found = matching_codes(
-        opened, datasets=names or None, sae=sae, layer=layer, sample_type=sample_type, model=model, view=view
+        opened, datasets=datasets, sae=sae, layer=layer, sample_type=sample_type, model=model, view=view
     )
     if where is None:
         keys = [codes.key for codes in found]
