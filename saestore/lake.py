@@ -14,10 +14,8 @@ from saestore.codes import Codes
 from saestore.errors import InputError, IntegrityError, MissingError
 from saestore.labels import DEFAULT_NAME, Labels, label_names
 from saestore.layout import (
-    ACTIVATIONS,
     ALL_UNITS,
     ATTRIBUTE,
-    CODES,
     DATA,
     FORMAT_VERSION,
     LABELS,
@@ -161,7 +159,7 @@ class Lake:
         for name in self.datasets() if dataset is None else [dataset]:
             for model in self.models(name):
                 for layer in self.layers(name, model):
-                    for sample_type in self._sample_types(f"{ModelKey(name, model).path}/{layer}/{ACTIVATIONS}"):
+                    for sample_type in self._sample_types(ModelKey(name, model).activations_root(layer)):
                         yield ActivationsKey(name, model, layer, sample_type)
 
     def code_keys(self, dataset: str | None = None) -> Iterator[CodesKey]:
@@ -169,9 +167,9 @@ class Lake:
         for name in self.datasets() if dataset is None else [dataset]:
             for model in self.models(name):
                 for layer in self.layers(name, model):
-                    base = f"{ModelKey(name, model).path}/{layer}/{CODES}"
-                    for sae in self._children(base):
-                        for sample_type in self._sample_types(f"{base}/{sae}"):
+                    key = ModelKey(name, model)
+                    for sae in self._children(key.codes_root(layer)):
+                        for sample_type in self._sample_types(key.sae_codes_root(layer, sae)):
                             yield CodesKey(name, model, layer, sae, sample_type)
 
     # --------------------------------------------------------------- readers
@@ -381,7 +379,7 @@ class Lake:
             if name != ALL_UNITS:
                 yield self._group_status("view", path, partial(RowGroup.open, self.storage, path), **_names(key))
             for kind in RESULTS:
-                for result in self._children(f"{path}/{kind}"):
+                for result in self._children(key.results_path(run, name, kind)):
                     place = key.result_path(run, name, kind, result)
                     yield self._group_status(kind, place, partial(RowGroup.open, self.storage, place), **_names(key))
 

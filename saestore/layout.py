@@ -136,6 +136,18 @@ class ModelKey:
         """Path below which the concept labels of the positions lie."""
         return f"{self.path}/{LABELS}"
 
+    def activations_root(self, layer: str) -> str:
+        """Return the path below which the activations of a layer lie, by their sample types."""
+        return f"{self.path}/{layer}/{ACTIVATIONS}"
+
+    def codes_root(self, layer: str) -> str:
+        """Return the path below which the codes of a layer's activations lie, by SAE."""
+        return f"{self.path}/{layer}/{CODES}"
+
+    def sae_codes_root(self, layer: str, sae: str) -> str:
+        """Return the path below which the codes of one SAE lie, by sample type."""
+        return f"{self.codes_root(layer)}/{sae}"
+
     def labels_path(self, name: str) -> str:
         """Return the path of concept labels of the positions."""
         return f"{self.labels_root}/{check_name(name, 'labels')}"
@@ -168,14 +180,9 @@ class ActivationsKey:
         return ModelKey(self.dataset, self.model, self.part)
 
     @property
-    def layer_path(self) -> str:
-        """Path of the layer's group."""
-        return f"{self.model_key.path}/{self.layer}"
-
-    @property
     def path(self) -> str:
         """Path of the group."""
-        return f"{self.layer_path}/{ACTIVATIONS}/{self.sample_type}"
+        return f"{self.model_key.activations_root(self.layer)}/{self.sample_type}"
 
 
 @dataclass(frozen=True, order=True)
@@ -208,14 +215,9 @@ class CodesKey:
         return ActivationsKey(self.dataset, self.model, self.layer, self.sample_type, self.part)
 
     @property
-    def sae_path(self) -> str:
-        """Path of the SAE's group under the layer."""
-        return f"{self.activations.layer_path}/{CODES}/{self.sae}"
-
-    @property
     def path(self) -> str:
         """Path of the group."""
-        return f"{self.sae_path}/{self.sample_type}"
+        return f"{self.activations.model_key.sae_codes_root(self.layer, self.sae)}/{self.sample_type}"
 
     @property
     def units_path(self) -> str:
@@ -252,9 +254,13 @@ class CodesKey:
         """Return the path of a view; what was found with it lies below."""
         return f"{self.views_path(run)}/{check_name(name, 'view')}"
 
+    def results_path(self, run: str, view: str, kind: str) -> str:
+        """Return the path below which the results of a kind, one of `RESULTS`, found with a view lie."""
+        return f"{self.view_path(run, view)}/{kind}"
+
     def result_path(self, run: str, view: str, kind: str, name: str) -> str:
-        """Return the path of a result of some kind (`thresholds`, `detection`, `localisation`) found with a view."""
-        return f"{self.view_path(run, view)}/{kind}/{check_name(name, 'result')}"
+        """Return the path of a result found with a view."""
+        return f"{self.results_path(run, view, kind)}/{check_name(name, 'result')}"
 
 
 def dataset_path(dataset: str, part: int = 0) -> str:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from saestore.errors import ConflictError, HoleError, InputError, IntegrityError, MissingError
 from saestore.layout import POSITION_TYPES, ActivationsKey, parts_path, samples_path
 from saestore.prefetch import Content, Piece, ReadingPool, together
-from saestore.rows import ArraySpec, Grid, RowGroup, as_ranges
+from saestore.rows import ArraySpec, Grid, RowGroup, as_ranges, shortened
 from saestore.storage import Storage, read_document
 
 
@@ -280,9 +280,15 @@ def check_appended(
 ) -> None:
     """Refuse what is to be appended to a row group and is made differently (ConflictError); nothing is written.
 
-    What readers would refuse of the parts together is refused here, before it is written.
+    What readers would refuse of the parts together is refused here, before it is written. MissingError where there is
+    nothing to append to.
     """
-    group = RowGroup.open(storage, path)
+    try:
+        group = RowGroup.open(storage, path)
+    except MissingError:
+        raise MissingError(
+            f"there is nothing at {path} in {storage.url} to append to; import the rows of the first part there first"
+        ) from None
     pairs = {name: (group.attributes.get(name), value) for name, value in attributes.items()}
     if arrays is not None:
         pairs["arrays"] = (list(group.array_names), [array.name for array in arrays])
@@ -293,8 +299,8 @@ def check_appended(
     for name, (stored, value) in pairs.items():
         if stored != value:
             raise ConflictError(
-                f"{path} has {name.replace('_', ' ')} {_short(stored)} and what is to be appended {_short(value)}; "
-                "make both alike, or store it as another dataset"
+                f"{path} has {name.replace('_', ' ')} {shortened(repr(stored))} and what is to be appended "
+                f"{shortened(repr(value))}; make both alike, or store it as another dataset"
             )
 
 
@@ -311,11 +317,6 @@ def _joined(groups: Sequence[RowGroup | Absent | None]) -> Stored:
 
 def _type_name(dtype: np.dtype[Any]) -> str:
     return "string" if dtype.hasobject else dtype.name
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def _widened(block: NDArray[Any], width: int) -> NDArray[Any]:

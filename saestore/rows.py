@@ -40,7 +40,7 @@ from saestore.storage import (
     read_document,
 )
 
-__all__ = ["LEDGER_FIELDS", "ArraySpec", "Entry", "Grid", "RowGroup", "as_ranges", "group_exists"]
+__all__ = ["LEDGER_FIELDS", "ArraySpec", "Entry", "Grid", "RowGroup", "as_ranges", "group_exists", "shortened"]
 
 _ENTRY = np.dtype("<u8")
 _CONCURRENT_READS = 16
@@ -490,7 +490,8 @@ def _difference(storage: Storage, path: str, stored: Mapping[str, Any], plan: Ma
     old, new = {**stored, **stored["identity"]}, {**plan, **plan["identity"]}
     names = [name for name in new if name != "identity" and old.get(name) != new[name]]
     changes = "; ".join(
-        f"{name}: {_short(old.get(name))} is stored, {_short(new[name])} was asked" for name in names[:3]
+        f"{name}: {shortened(json.dumps(old.get(name)))} is stored, {shortened(json.dumps(new[name]))} was asked"
+        for name in names[:3]
     )
     return (
         f"{path} in {storage.url} exists and was made differently ({changes or 'other array types'}); "
@@ -498,8 +499,8 @@ def _difference(storage: Storage, path: str, stored: Mapping[str, Any], plan: Ma
     )
 
 
-def _short(value: Any) -> str:
-    text = json.dumps(value)
+def shortened(text: str) -> str:
+    """Return text of at most 60 characters, for a message."""
     return text if len(text) <= 60 else text[:57] + "..."
 
 

@@ -48,6 +48,7 @@ from saestore.layout import (
     ModelKey,
     samples_path,
 )
+from saestore.parts import Stored, parts_of
 from saestore.selection import SampleChoice, Selection
 from saestore.storage import Storage, open_storage, read_document
 from saestore.tables import Positions, Samples
@@ -330,7 +331,7 @@ def _codes_dataset(
             "codes": lazy_variable(("row", "unit"), block, {"row": chunk, "unit": width}, uncached=True),
             "l0": lazy_variable(("row",), l0, {"row": chunk}),
         },
-        coords={"unit": ("unit", unit), **_row_coordinates(axes, codes.key, codes.n_rows, chunk)},
+        coords={"unit": ("unit", unit), **_row_coordinates(axes, codes.key, codes.group, chunk)},
         attrs={
             **_attributes(codes.group.storage, codes.key),
             "sae": codes.key.sae,
@@ -350,7 +351,7 @@ def _activations_dataset(
     block = LazyRows(DenseActivations(activations, memory, holes), shape, np.float32)
     return xr.Dataset(
         {"activations": lazy_variable(("row", "d_in"), block, {"row": chunk, "d_in": shape[1]}, uncached=True)},
-        coords=_row_coordinates(axes, activations.key, activations.n_rows, chunk),
+        coords=_row_coordinates(axes, activations.key, activations.group, chunk),
         attrs={**_attributes(activations.group.storage, activations.key), "stored_dtype": activations.dtype},
     )
 
@@ -370,8 +371,9 @@ def _samples_dataset(samples: Samples) -> xr.Dataset:
     return xr.Dataset(variables, attrs=attributes).set_coords(["id", "split"])
 
 
-def _row_coordinates(axes: _Axes, key: CodesKey | ActivationsKey, n_rows: int, chunk: int) -> dict[str, xr.Variable]:
-    samples, positions = axes.of(key)
+def _row_coordinates(axes: _Axes, key: CodesKey | ActivationsKey, group: Stored, chunk: int) -> dict[str, xr.Variable]:
+    n_rows = group.grid.rows
+    samples, positions = axes.of(key, len(parts_of(group)))
     on_axis = len(samples) if positions is None else positions.group.grid.rows
     if on_axis != n_rows:
         raise IntegrityError(f"{key.path} has {n_rows} rows and its axis has {on_axis}; make it again from its source")
@@ -406,14 +408,14 @@ class _Axes:
 
     def __init__(self, storage: Storage) -> None:
         self.storage = storage
-        self._opened: dict[tuple[ModelKey, bool], RowAxis] = {}
+        self._opened: dict[tuple[ModelKey, bool, int], RowAxis] = {}
 
-    def of(self, key: CodesKey | ActivationsKey) -> tuple[Samples, Positions | None]:
-        """Return what the rows of a group are: samples, and the position axis where they are positions."""
+    def of(self, key: CodesKey | ActivationsKey, parts: int) -> tuple[Samples, Positions | None]:
+        """Return what the rows of a group of so many parts are: samples, and the axis where they are positions."""
         source = key.activations if isinstance(key, CodesKey) else key
-        known = source.model_key, source.sample_type in POSITION_TYPES
+        known = source.model_key, source.sample_type in POSITION_TYPES, parts
         if known not in self._opened:
-            self._opened[known] = RowAxis.open(self.storage, source)
+            self._opened[known] = RowAxis.open(self.storage, source, parts=parts)
         return self._opened[known].samples, self._opened[known].positions
 
 

@@ -297,5 +297,5 @@ def missing_result(codes: Codes, kind: Kind, name: str) -> str:
 
 def _results(codes: Codes, view: str, kind: Kind) -> list[str]:
     """Return the names of the results of a kind that a view, or all units, has."""
-    path = f"{codes.key.view_path(codes.run, view)}/{kind}"
+    path = codes.key.results_path(codes.run, view, kind)
     return sorted(name for name in codes.group.storage.names(path) if is_name(name))

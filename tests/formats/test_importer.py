@@ -473,6 +473,11 @@ def test_what_cannot_be_appended_is_refused_before_anything_is_written(lake: Lak
         import_activations(lake, path, **PLACE, sample_type="cls", append=True)
     import_activations(lake, path, **PLACE, sample_type="cls", samples=named(0, 6))
     before = lake_files(tmp_path / "lake")
+    other = saved(tmp_path, acts(3, D_IN), "other.npy")
+    with pytest.raises(
+        MissingError, match=r"nothing at data/d/m/layer_4/.* to append to; import the rows of the first"
+    ):
+        import_activations(lake, other, **{**PLACE, "layer": 4}, sample_type="cls", append=True, samples=named(6, 3))
     more = saved(tmp_path, acts(3, D_IN), "more.npy")
     with pytest.raises(InputError, match=r"dataset 'd' has 6 samples; .* or append them \(--append\)"):
         import_activations(lake, more, **PLACE, sample_type="cls")
