@@ -16,7 +16,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from saestore.engine.arrays import cuts
+from saestore.cuts import cuts
 from saestore.errors import HoleError, MissingError
 from saestore.kernels.quantize import as_float32
 from saestore.kernels.ramps import ramps

@@ -9,9 +9,8 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
-from saestore.engine.arrays import cuts
+from saestore.cuts import cuts, unit_shares
 from saestore.kernels.unit_stats import Entries, RowMarks, UnitTally, tally_long, tally_units
 from saestore.postings import Postings
 from saestore.prefetch import prefetch, together
@@ -124,20 +123,6 @@ def _tally_one(
                 row += int(gaps.sum(dtype=np.int64))
 
     tally_long(pieces, rows, result, place=place)
-
-
-def unit_shares(edges: NDArray[np.int64], threads: int) -> list[range]:
-    """Cut units into ranges of about as many entries each, one for each thread at most.
-
-    Parameters
-    ----------
-    edges : (m + 1,) int64
-        The entries of unit i are as many as `edges[i + 1] - edges[i]`.
-    threads : int
-    """
-    cuts = np.searchsorted(edges, np.linspace(0, edges[-1], threads + 1).astype(np.int64))
-    cuts[0], cuts[-1] = 0, len(edges) - 1
-    return [range(low, high) for low, high in pairwise(cuts.tolist()) if high > low]
 
 
 def _entries(postings: Postings, start: int, stop: int) -> list[Entries]:

@@ -16,6 +16,7 @@ from saestore import provenance
 from saestore.analysis.truth import KEPT_LABELS, Truth, TruthOptions, open_labels
 from saestore.budget import parse_memory, require_memory
 from saestore.codes import Codes
+from saestore.cuts import unit_shares
 from saestore.engine.resources import load_once, release
 from saestore.engine.run import run_tasks
 from saestore.errors import InputError, MissingError
@@ -23,7 +24,6 @@ from saestore.layout import ALL_UNITS, CodesKey, is_name
 from saestore.postings import UnitEntries
 from saestore.rows import ArraySpec, Grid, RowGroup
 from saestore.storage import Storage, open_storage, read_document
-from saestore.tallying import unit_shares
 from saestore.views import view_names
 
 Kind = Literal["thresholds", "detection", "localisation"]

@@ -16,10 +16,10 @@ from saestore.analysis.pairs import BLOCK_ENTRIES, ENTRY_BYTES
 from saestore.analysis.truth import Truth
 from saestore.budget import require_memory
 from saestore.codes import Codes
+from saestore.cuts import unit_shares
 from saestore.kernels.baselines import REDUCTIONS, BestUnits, SampleReduction, best_units, counts_at, unit_scores
 from saestore.postings import UnitEntries
 from saestore.progress import Progress
-from saestore.tallying import unit_shares
 
 
 def choose_units(

@@ -13,7 +13,8 @@ from saestore.axis import RowAxis
 from saestore.bridges.long_table import RowLabels
 from saestore.bridges.packages import imported
 from saestore.budget import parse_memory, require_memory
-from saestore.engine.arrays import BLOCK_BYTES, LazyMatrix, Places, count, cuts, lazy_array, row_chunks
+from saestore.cuts import cuts
+from saestore.engine.arrays import BLOCK_BYTES, LazyMatrix, Places, count, lazy_array, row_chunks
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from saestore.bridges.packages import imported
 from saestore.budget import parse_memory, require_memory
-from saestore.engine.arrays import Places, count, cuts
+from saestore.cuts import cuts
+from saestore.engine.arrays import Places, count
 from saestore.kernels.sparse import csr_arrays, place_dtype
 from saestore.postings import Postings
 from saestore.prefetch import prefetch

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from saestore.cuts import cuts
 from saestore.rows import Grid
 
 if TYPE_CHECKING:
@@ -94,26 +95,6 @@ def row_chunks(rows: Places, chunk_rows: int) -> NDArray[np.int64]:
     edges = np.append(0, ends)[cuts(np.diff(ends, prepend=0), chunk_rows)]
     lengths = np.diff(edges)
     return lengths
-
-
-def cuts(sizes: NDArray[np.int64], most: int) -> NDArray[np.int64]:
-    """Return where to cut a row of things, so that each part has a size of at most `most`, or is one thing.
-
-    Parameters
-    ----------
-    sizes : (n,) int64
-
-    Returns
-    -------
-    (parts + 1,) int64
-        The first thing of each part, and n.
-    """
-    before = np.append(0, np.cumsum(sizes))
-    edges = [0]
-    while edges[-1] < len(sizes):
-        fitting = int(np.searchsorted(before, before[edges[-1]] + most, side="right")) - 1
-        edges.append(max(fitting, edges[-1] + 1))
-    return np.array(edges, dtype=np.int64)
 
 
 def as_places(key: Any, length: int) -> Places:
