@@ -6,7 +6,6 @@ import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
@@ -123,12 +122,8 @@ class SampleTable:
         """SHA-256 (hex) of ids, contents, splits, columns and labels.
 
         Of an image the bytes of its file count, not its path, so a dataset may be moved; a file that
-        does not exist counts as absent. Reads every image, once.
+        does not exist counts as absent. Reads every image.
         """
-        return self._digest
-
-    @cached_property
-    def _digest(self) -> str:
         total = hashlib.sha256()
 
         def add(*parts: bytes) -> None:

@@ -30,7 +30,7 @@ from saestore.layout import POSITION_TYPES, ActivationsKey, ModelKey, check_samp
 from saestore.rows import RowGroup, group_exists
 from saestore.samples import SampleTable
 from saestore.storage import Storage
-from saestore.tables import Positions, table_parts, write_positions, write_samples
+from saestore.tables import Positions, Samples, table_parts, write_positions, write_samples
 
 if TYPE_CHECKING:
     from saestore.extraction.model import LoadedModel
@@ -191,15 +191,12 @@ class _Job:
     def is_done(self) -> bool:
         """Whether everything asked for is stored, as far as can be told without loading the model.
 
-        Raises
-        ------
-        ConflictError
-            The dataset is there with other samples.
+        That stored samples are those of the table is known: `table_parts` cut the table by them.
         """
         if not group_exists(self.storage, samples_path(self.key.dataset, self.key.part)):
             return False
-        samples = write_samples(self.storage, self.key.dataset, self.table, self.key.part)
-        if not all(group_exists(self.storage, key.path) for key in self.groups):
+        samples = Samples.open_part(self.storage, self.key.dataset, self.key.part)
+        if not samples.group.is_complete or not all(group_exists(self.storage, key.path) for key in self.groups):
             return False
         stored = Positions.open_part(self.storage, self.key).group
         asked = {
