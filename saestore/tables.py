@@ -9,9 +9,10 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from saestore._nearest import nearest
 from saestore.errors import ConflictError, InputError, MissingError
 from saestore.kernels.ramps import ramps
-from saestore.layout import LEDGER, SPLITS, ModelKey, check_column, samples_path
+from saestore.layout import DATA, LEDGER, SPLITS, ModelKey, check_column, is_name, samples_path
 from saestore.parts import Stored, check_appended, n_parts, of_parts, open_axis, parts_of
 from saestore.rows import ArraySpec, Grid, RowGroup
 from saestore.samples import SampleTable
@@ -54,8 +55,9 @@ class Samples:
         try:
             return cls(open_axis(storage, [samples_path(dataset, part) for part in range(count)]), dataset)
         except MissingError:
+            known = nearest(dataset, list(filter(is_name, storage.names(DATA))), "datasets")
             raise MissingError(
-                f"the lake {storage.url} has no dataset {dataset!r}; extract or import it first"
+                f"the lake {storage.url} has no dataset {dataset!r} ({known}); extract or import it first"
             ) from None
 
     @classmethod

@@ -101,7 +101,7 @@ def test_a_dataset_name_that_cannot_be_stored(name: str) -> None:
 
 
 def test_missing_tables(built: BuiltLake) -> None:
-    with pytest.raises(MissingError, match="has no dataset 'nope'; extract or import it first"):
+    with pytest.raises(MissingError, match=r"no dataset 'nope' \(its 1 datasets: 'd'\); extract or import it first"):
         Samples.open(built.storage, "nope")
     with pytest.raises(MissingError, match="data/d/other/positions"):
         Positions.open(built.storage, ModelKey("d", "other"))

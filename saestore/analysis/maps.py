@@ -127,7 +127,11 @@ def unit_maps(codes: Codes, learned: Thresholds, choice: MapChoice, samples: Seq
         inside = slice(*np.searchsorted(unit.rows, [start, stop]))
         values[unit.rows[inside] - start] = unit.values[inside]
         special = axis.special(rows)
-        counted = (values > 0) & (truth.options.special | ~special)
+        counted = truth.options.special | ~special
+        if learned.is_legacy:  # thresholds of 0 are reached where the unit is not active too
+            values = np.maximum(values, 0)
+        else:
+            counted &= values > 0
         detected = bool((counted & (values >= cut)).any())
         group = axis.positions.group
         about = group.attributes

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from saestore.codes import Codes
 from saestore.errors import InputError
 from saestore.kernels.class_sums import ClassSums, ranked
-from saestore.probing.classifiers import SEED, Penalty, logistic
+from saestore.probing.classifiers import Penalty, logistic
+from saestore.probing.splits import SEED
 from saestore.probing.validation import Labels, Scores
 
 Normalisation = Literal["mean", "none"]

@@ -12,6 +12,7 @@ from saestore.analysis import legacy_concepts
 from saestore.analysis.dense_baseline import compare
 from saestore.analysis.detection import write_detection
 from saestore.analysis.localisation import write_localisation
+from saestore.analysis.maps import concept_maps
 from saestore.analysis.thresholds import PERCENTILES, write_thresholds
 from saestore.errors import InputError
 from tests.analysis.concept_lake import CONCEPTS, ConceptLake, build
@@ -123,6 +124,10 @@ def test_a_threshold_of_0_is_reached_by_every_counted_row(made: ConceptLake) -> 
         rows, labels = made.rows_of(split), made.labels[:, 2]
         expected = [int((rows & (labels == 1)).sum()), int((rows & (labels == 0)).sum()), 0, 0]
         assert (found.counts("direct", split)[:, 2] == np.array(expected)[:, None]).all()
+    ids = made.codes.samples.ids[made.split == "test"]
+    for one in concept_maps(made.codes, found, "rare", [str(name) for name in ids]):
+        assert one.detected == (~one.special).any()
+        np.testing.assert_array_equal(one.predicted, ~one.special)
     # Every counted row is of a detected sample, so that the ranks of two_stage are those of all of them.
     x = made.activations.astype(np.float64)
     similar = x @ found.vectors()[2] / np.maximum(np.linalg.norm(x, axis=1), 1e-30)
