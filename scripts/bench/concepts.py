@@ -13,15 +13,16 @@ from __future__ import annotations
 
 import argparse
 import shutil
-import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from records import Record, arguments, child, run
-from synthetic_codes import DATASET, LAYER, MODEL, PER_SAMPLE, SAE, write_codes_lake
+from folders import kept_folder, new_folder
+from records import Record, arguments, best_round, child, run
+from synthetic_codes import DATASET, LAYER, MODEL, PER_SAMPLE, SAE, codes_path, write_codes_lake
 
 K, D_SAE, SEED, ROUNDS = 32, 65_536, 0, 3
 SMALL = "small"
@@ -52,7 +53,7 @@ QUICK = Size("quick", 300, 6, 100)
 # ------------------------------------------------------------------ tasks of child processes
 
 
-def prepare(folder: str, name: str, samples: int, concepts: int) -> dict[str, Any]:
+def prepare(folder: str, samples: int, concepts: int) -> dict[str, Any]:
     """Write a lake with codes, postings and labels."""
     import numpy as np
 
@@ -60,8 +61,7 @@ def prepare(folder: str, name: str, samples: int, concepts: int) -> dict[str, An
     from saestore.labels import write_labels
     from saestore.layout import ModelKey
 
-    place = Path(folder) / name
-    lake = write_codes_lake(place, rows=samples * PER_SAMPLE, k=K, d_sae=D_SAE, seed=SEED)
+    lake = write_codes_lake(folder, rows=samples * PER_SAMPLE, k=K, d_sae=D_SAE, seed=SEED)
     saestore.index(lake, quiet=True)
     rng = np.random.default_rng(SEED)
     labels = np.zeros((samples * PER_SAMPLE, concepts), dtype=np.uint8)
@@ -90,29 +90,28 @@ def learning(folder: str, name: str) -> dict[str, Any]:
     """Time thresholds."""
     import saestore
 
-    for lake in (SMALL, name):
-        begun = time.perf_counter()
-        saestore.thresholds(f"{folder}/{lake}", view="bench", quiet=True)
-    return {"seconds": time.perf_counter() - begun}
+    return timed(folder, name, partial(saestore.thresholds, view="bench", quiet=True))
 
 
 def detecting(folder: str, name: str) -> dict[str, Any]:
     """Time detection, its choice of units included."""
     import saestore
 
-    for lake in (SMALL, name):
-        begun = time.perf_counter()
-        saestore.detect(f"{folder}/{lake}", view="bench", quiet=True)
-    return {"seconds": time.perf_counter() - begun}
+    return timed(folder, name, partial(saestore.detect, view="bench", quiet=True))
 
 
 def localising(folder: str, name: str) -> dict[str, Any]:
     """Time direct localisation."""
     import saestore
 
+    return timed(folder, name, partial(saestore.localise, view="bench", methods=["direct"], quiet=True))
+
+
+def timed(folder: str, name: str, work: Callable[[str], object]) -> dict[str, Any]:
+    """Time work on a lake, after the same on the small one, which loads what is compiled."""
     for lake in (SMALL, name):
         begun = time.perf_counter()
-        saestore.localise(f"{folder}/{lake}", view="bench", methods=["direct"], quiet=True)
+        work(f"{folder}/{lake}")
     return {"seconds": time.perf_counter() - begun}
 
 
@@ -171,11 +170,8 @@ def checking(folder: str, name: str) -> dict[str, Any]:
 
 def measure(given: argparse.Namespace) -> list[Record]:
     """Measure every size, best of three rounds."""
-    if given.keep:
-        Path(given.keep).mkdir(parents=True, exist_ok=True)
-        return measured(Path(given.keep), quick=given.quick)
-    with tempfile.TemporaryDirectory() as folder:
-        return measured(Path(folder), quick=given.quick)
+    with kept_folder(given.keep) as folder:
+        return measured(folder, quick=given.quick)
 
 
 def measured(folder: Path, *, quick: bool) -> list[Record]:
@@ -183,11 +179,9 @@ def measured(folder: Path, *, quick: bool) -> list[Record]:
     sizes = [QUICK] if quick else [CLEVR, COCO, PASCAL]
     for size in (TINY, *sizes):
         if not (folder / size.name).exists():
-            partial_folder = folder / "partial"
-            shutil.rmtree(partial_folder, ignore_errors=True)
-            about = {"name": size.name, "samples": size.samples, "concepts": size.concepts}
-            child(__file__, "prepare", {"folder": str(partial_folder), **about})
-            (partial_folder / size.name).rename(folder / size.name)
+            with new_folder(folder / size.name) as made:
+                about = {"samples": size.samples, "concepts": size.concepts}
+                child(__file__, "prepare", {"folder": str(made), **about})
     records = []
     for size in sizes:
         records += measured_size(folder, size, quick=quick)
@@ -198,10 +192,10 @@ def measured_size(folder: Path, size: Size, *, quick: bool) -> list[Record]:
     """Return the records of one size."""
     what = f"{size.name}, {size.rows / 1e6:.2f} M rows"
     pairs = f"{size.concepts} concepts x {size.units} units"
-    pruned = best_round(folder, size, "pruning", ["stats", "views"], quick, units=size.units)
-    learned = best_round(folder, size, "learning", ["views/*/bench/thresholds"], quick)
-    detected = best_round(folder, size, "detecting", ["views/*/bench/detection"], quick)
-    localised = best_round(folder, size, "localising", ["views/*/bench/localisation"], quick)
+    pruned = best(folder, size, "pruning", ["stats", "views"], quick, units=size.units)
+    learned = best(folder, size, "learning", ["views/*/bench/thresholds"], quick)
+    detected = best(folder, size, "detecting", ["views/*/bench/detection"], quick)
+    localised = best(folder, size, "localising", ["views/*/bench/localisation"], quick)
     checked = child(__file__, "checking", {"folder": str(folder), "name": size.name})
     both = learned["seconds"] + detected["seconds"]
     peak = max(learned["peak_bytes"], detected["peak_bytes"]) / 2**30
@@ -234,28 +228,19 @@ def measured_size(folder: Path, size: Size, *, quick: bool) -> list[Record]:
     return records
 
 
-def best_round(folder: Path, size: Size, task: str, written: list[str], quick: bool, **more: Any) -> dict[str, Any]:
-    """Run a task several times from the same beginning; the fastest round counts, and of memory the worst."""
+def best(folder: Path, size: Size, task: str, written: list[str], quick: bool, **more: Any) -> dict[str, Any]:
+    """Run a task in each round, what it writes removed before each."""
     rounds = []
     for _ in range(1 if quick else ROUNDS):
         for lake in (SMALL, size.name):
-            codes = folder / lake / "data" / DATASET / MODEL / LAYER / "codes" / SAE / "token"
             for pattern in written:
-                for path in codes.glob(pattern):
+                for path in (folder / lake / codes_path()).glob(pattern):
                     shutil.rmtree(path)
         rounds.append(child(__file__, task, {"folder": str(folder), "name": size.name, **more}))
-    best = min(rounds, key=lambda one: one["seconds"])
-    return best | {"peak_bytes": max(one["peak_bytes"] for one in rounds)}
-
-
-def options() -> argparse.ArgumentParser:
-    """Return the parser of this benchmark's arguments."""
-    parser = arguments((__doc__ or "").splitlines()[0])
-    parser.add_argument("--keep", metavar="FOLDER", help="keep the lakes there for the next run: 0.6 GB")
-    return parser
+    return best_round(rounds)
 
 
 if __name__ == "__main__":
-    given = options().parse_args()
-    tasks = (prepare, pruning, learning, detecting, localising, dense, checking)
-    run(given, partial(measure, given), {task.__name__: task for task in tasks})
+    parser = arguments(__doc__)
+    parser.add_argument("--keep", metavar="FOLDER", help="keep the lakes there for the next run: 0.6 GB")
+    run(parser, measure, prepare, pruning, learning, detecting, localising, dense, checking)

@@ -15,11 +15,10 @@ import shutil
 import tempfile
 import time
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from records import Record, arguments, child, run
+from records import Record, arguments, best_round, child, run
 from synthetic_codes import DATASET, write_codes_lake
 
 ROWS, QUICK_ROWS, LARGE_ROWS = 262_144, 32_768, 6_291_456
@@ -155,7 +154,7 @@ def exports(case: Case, folder: str, ending: str) -> list[Record]:
 
 
 def best(case: Case, folder: str, task: str, asked: dict[str, Any]) -> dict[str, Any]:
-    """Run a task in each round: the least time and the most memory, what it wrote removed each time."""
+    """Run a task in each round, what it wrote removed each time."""
     rounds = []
     for _ in range(case.rounds):
         rounds.append(child(__file__, task, asked))
@@ -164,24 +163,10 @@ def best(case: Case, folder: str, task: str, asked: dict[str, Any]) -> dict[str,
                 path.unlink()
             elif path.name != LAKE:
                 shutil.rmtree(path)
-    return {
-        **rounds[0],
-        "seconds": min(one["seconds"] for one in rounds),
-        "peak_bytes": max(one["peak_bytes"] for one in rounds),
-    }
-
-
-def options() -> argparse.ArgumentParser:
-    """Return the parser of this benchmark's arguments."""
-    parser = arguments((__doc__ or "").splitlines()[0])
-    parser.add_argument("--large", action="store_true", help="22 GB besides: ten minutes, and 44 GB of disk")
-    return parser
+    return best_round(rounds)
 
 
 if __name__ == "__main__":
-    given = options().parse_args()
-    run(
-        given,
-        partial(measure, given),
-        {"prepare": prepare, "export": export, "plain": plain, "in_memory": in_memory},
-    )
+    parser = arguments(__doc__)
+    parser.add_argument("--large", action="store_true", help="22 GB besides: ten minutes, and 44 GB of disk")
+    run(parser, measure, prepare, export, plain, in_memory)

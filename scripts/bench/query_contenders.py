@@ -7,11 +7,12 @@ rows, rows at random. What it does not answer at all is left out. Answers are ch
 from __future__ import annotations
 
 import importlib.util
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from folders import new_folder
 
 if TYPE_CHECKING:
     import numpy as np
@@ -54,11 +55,8 @@ class Contender:
         """Write its files unless they are there; a folder that has its name is whole."""
         if self.write is None or (keep / self.folder).exists():
             return
-        partial = keep / f"{self.folder}.partial"
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        self.write(codes, partial)
-        partial.rename(keep / self.folder)
+        with new_folder(keep / self.folder) as made:
+            self.write(codes, made)
 
 
 def open_ours(codes: Codes, folder: Path) -> Reader:

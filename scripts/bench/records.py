@@ -10,7 +10,7 @@ import resource
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -63,20 +63,15 @@ def child(script: str, task: str, arguments: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-def main(
-    script: str,
-    description: str,
-    measure: Callable[[bool], list[Record]],
-    tasks: dict[str, Callable[..., dict[str, Any]]],
-) -> None:
-    """Parse the arguments that every benchmark takes, measure, print the table."""
-    given = arguments(description).parse_args()
-    run(given, lambda: measure(given.quick), tasks)
+def best_round(rounds: Sequence[dict[str, Any]], *, rate: str = "") -> dict[str, Any]:
+    """Return the result of the fastest round, by its `seconds` or by a rate, with the most memory of all rounds."""
+    fastest = max(rounds, key=lambda one: one[rate]) if rate else min(rounds, key=lambda one: one["seconds"])
+    return fastest | {"peak_bytes": max(one["peak_bytes"] for one in rounds)}
 
 
-def arguments(description: str) -> argparse.ArgumentParser:
+def arguments(doc: str | None) -> argparse.ArgumentParser:
     """Return a parser of the arguments that every benchmark takes, to which one may add its own."""
-    parser = argparse.ArgumentParser(description=description)
+    parser = argparse.ArgumentParser(description=(doc or "").split("\n")[0])
     parser.add_argument("--quick", action="store_true", help="under 60 seconds, smaller sizes, goals not binding")
     parser.add_argument("--json", metavar="FILE", help="also write the records as a JSON list")
     parser.add_argument("--child", help=argparse.SUPPRESS)
@@ -86,16 +81,20 @@ def arguments(description: str) -> argparse.ArgumentParser:
 
 
 def run(
-    given: argparse.Namespace, measure: Callable[[], list[Record]], tasks: dict[str, Callable[..., dict[str, Any]]]
+    parser: argparse.ArgumentParser,
+    measure: Callable[[argparse.Namespace], list[Record]],
+    *tasks: Callable[..., dict[str, Any]],
 ) -> None:
     """Do the one task that a child was started for; else measure, print the table, and write it if so asked."""
+    given = parser.parse_args()
     if given.child:
-        result = tasks[given.child](**json.loads(given.arguments))
+        task = next(each for each in tasks if each.__name__ == given.child)
+        result = task(**json.loads(given.arguments))
         scale = 1 if platform.system() == "Darwin" else 1024
         result["peak_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
         Path(given.out).write_text(json.dumps(result))
         return
-    records = measure()
+    records = measure(given)
     print_table(records)
     if given.json:
         Path(given.json).write_text(json.dumps([asdict(record) for record in records], indent=1))

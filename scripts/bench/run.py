@@ -14,6 +14,7 @@ from records import Record, print_table
 NOT_BENCHMARKS = {
     "run.py",
     "records.py",
+    "folders.py",
     "saelens_rate.py",
     "synthetic_codes.py",
     "query_bucket.py",

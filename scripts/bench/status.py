@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from records import Record, main
+from records import Record, arguments, run
 
 GROUPS = 200
 
@@ -56,13 +57,13 @@ def build(folder: str) -> None:
                 )
 
 
-def measure(quick: bool) -> list[Record]:
+def measure(given: argparse.Namespace) -> list[Record]:
     """Time the whole command, the best of some runs."""
     with tempfile.TemporaryDirectory() as folder:
         build(folder)
         command = [str(Path(sys.executable).with_name("saestore")), "status", folder, "--json"]
         best = float("inf")
-        for _ in range(3 if quick else 7):
+        for _ in range(3 if given.quick else 7):
             begun = time.perf_counter()
             done = subprocess.run(command, capture_output=True, text=True, check=True)
             best = min(best, time.perf_counter() - begun)
@@ -75,4 +76,4 @@ def measure(quick: bool) -> list[Record]:
 
 
 if __name__ == "__main__":
-    main(__file__, __doc__ or "", measure, {})
+    run(arguments(__doc__), measure)

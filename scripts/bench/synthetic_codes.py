@@ -25,6 +25,13 @@ _POOL, _FROM_POOL = 400, 0.5
 _BLOCK_SAMPLES = 1_024
 
 
+def codes_path() -> str:
+    """Return the path of the codes in the lake."""
+    from saestore.layout import CodesKey
+
+    return CodesKey(DATASET, MODEL, LAYER, SAE, "token").path
+
+
 def write_codes_lake(folder: str | Path, *, rows: int, k: int, d_sae: int, seed: int = 0) -> Any:
     """Write samples with texts, positions and codes, all from a seed, and return the lake."""
     import numpy as np

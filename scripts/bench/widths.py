@@ -16,16 +16,17 @@ import hashlib
 import json
 import os
 import shutil
-import sys
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from records import Record, arguments, child, run
+from folders import has_room, kept_folder
+from records import Record, arguments, best_round, child, run
 from saelens_rate import SAELENS_BLOCK, saelens_rate
 
 if TYPE_CHECKING:
@@ -350,18 +351,16 @@ def measure(given: argparse.Namespace) -> list[Record]:
     widths = QUICK_WIDTHS if given.quick else {name: WIDTHS[name] for name in WIDTHS if name in given.widths}
     cases = [Case(d_in, name, d_sae, quick=given.quick) for d_in in inputs for name, d_sae in widths.items()]
     records: list[Record] = []
-    with tempfile.TemporaryDirectory() as temporary:
-        keep = Path(given.keep or temporary)
-        keep.mkdir(parents=True, exist_ok=True)
+    with kept_folder(given.keep) as keep:
         for case in cases:
-            if not has_room(keep, case):
+            if not is_affordable(keep, case):
                 continue
             folder = prepared(keep, case)
             records += measured(case, str(folder), cold=given.cold)
             if given.keep is None:
                 shutil.rmtree(folder)
-        if "16k" in widths:
-            records += grid_records(temporary, inputs[0], WIDTHS["16k"], quick=given.quick)
+    if "16k" in widths:
+        records += grid_records(inputs[0], WIDTHS["16k"], quick=given.quick)
     return records
 
 
@@ -439,17 +438,9 @@ class Case:
         return bound if applies and not self.quick else ""
 
 
-def has_room(keep: Path, case: Case) -> bool:
-    """Whether the disk has room for a case, or its lake is there already; what is left out is said on stderr."""
-    needed, free = case.disk_bytes + (2 << 30), shutil.disk_usage(keep).free
-    if needed <= free or ready_file(keep, case).exists():
-        return True
-    print(
-        f"{case.name} is left out: its lake needs {needed:,} bytes and {keep} has {free:,}; "
-        "give a larger disk with --keep FOLDER",
-        file=sys.stderr,
-    )
-    return False
+def is_affordable(keep: Path, case: Case) -> bool:
+    """Whether the lake of a case is there already, or the disk has room for it."""
+    return ready_file(keep, case).exists() or has_room(keep, case.name, case.disk_bytes + (2 << 30))
 
 
 def ready_file(keep: Path, case: Case) -> Path:
@@ -476,27 +467,20 @@ def measured(case: Case, folder: str, *, cold: bool) -> list[Record]:
     encode = partial(child, __file__, "ours", {"folder": folder, "rows": case.rows, "held_to": held_to})
     forget_codes(folder)
     planned = child(__file__, "plan", {"folder": folder})
-    best: dict[str, dict[str, Any]] = {}
-
-    def keep_best(task: str, result: dict[str, Any]) -> None:
-        held = best.setdefault(task, dict(result))
-        peak = max(held["peak_bytes"], result["peak_bytes"])
-        if result["rows_per_s"] > held["rows_per_s"]:
-            held.update(result)
-        held["peak_bytes"] = peak
-
+    rounds: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
     if case.width == "131k" or (cold and case.is_largest):
         forget_codes(folder)
         forget_pages(sae_files(folder))
-        keep_best("cold", encode())
+        rounds["cold"].append(encode())
     for _ in range(case.rounds):
-        keep_best("product", child(__file__, "product", {**shape, "seconds": 0.5 if case.quick else 5.0}))
+        rounds["product"].append(child(__file__, "product", {**shape, "seconds": 0.5 if case.quick else 5.0}))
         forget_codes(folder)
         read_files(sae_files(folder, "W_enc"))
-        keep_best("ours", encode())
+        rounds["ours"].append(encode())
         for architecture in case.saelens_classes:
             given = {**shape, "rows": case.saelens_rows, "architecture": architecture}
-            keep_best(architecture, child(__file__, "saelens", given))
+            rounds[architecture].append(child(__file__, "saelens", given))
+    best = {task: best_round(found, rate="rows_per_s") for task, found in rounds.items()}
     records = records_of(case, best, planned)
     if case.is_checked:
         forget_codes(folder)
@@ -556,18 +540,14 @@ def equality_records(case: Case, found: dict[str, Any]) -> list[Record]:
     ]
 
 
-def grid_records(temporary: str, d_in: int, d_sae: int, *, quick: bool) -> list[Record]:
+def grid_records(d_in: int, d_sae: int, *, quick: bool) -> list[Record]:
     """Encode a grid of SAEs and datasets in one call, and turn its counts into records."""
-    folder = Path(temporary) / "grid"
-    folder.mkdir()
     saes = [f"sae{number}" for number in range(GRID_SAES)]
     datasets = {f"set{number}": 1_024 if quick else 8_192 for number in range(GRID_DATASETS)}
-    child(
-        __file__,
-        "prepare",
-        {"folder": str(folder), "d_in": d_in, "d_sae": d_sae, "saes": saes, "datasets": datasets},
-    )
-    found = child(__file__, "grid", {"folder": str(folder), "saes": saes, "datasets": list(datasets)})
+    with tempfile.TemporaryDirectory() as folder:
+        made_of = {"d_in": d_in, "d_sae": d_sae, "saes": saes, "datasets": datasets}
+        child(__file__, "prepare", {"folder": folder, **made_of})
+        found = child(__file__, "grid", {"folder": folder, "saes": saes, "datasets": list(datasets)})
     name = f"grid of {GRID_SAES} SAEs x {GRID_DATASETS} datasets, {d_in} x 16k"
     matrices = GRID_SAES * 4 * d_in * d_sae
 
@@ -620,9 +600,8 @@ def forget_pages(paths: Iterator[Path]) -> None:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def options() -> argparse.ArgumentParser:
-    """Return the parser of this benchmark's arguments."""
-    parser = arguments((__doc__ or "").splitlines()[0])
+if __name__ == "__main__":
+    parser = arguments(__doc__)
     parser.add_argument("--widths", nargs="+", choices=list(WIDTHS), default=list(WIDTHS), help="default: all")
     parser.add_argument("--d-in", nargs="+", type=int, choices=INPUTS, default=list(INPUTS), help="default: both")
     parser.add_argument(
@@ -631,21 +610,4 @@ def options() -> argparse.ArgumentParser:
         help="keep the lakes there for the next run; all of them take 46 GB, the largest 30 GB",
     )
     parser.add_argument("--cold", action="store_true", help="a million units also with weights not in the page cache")
-    return parser
-
-
-if __name__ == "__main__":
-    given = options().parse_args()
-    run(
-        given,
-        partial(measure, given),
-        {
-            "prepare": prepare,
-            "plan": plan,
-            "ours": ours,
-            "product": product,
-            "saelens": saelens,
-            "check": check,
-            "grid": grid,
-        },
-    )
+    run(parser, measure, prepare, plan, ours, product, saelens, check, grid)
