@@ -19,7 +19,7 @@ from saestore.codes import Codes
 from saestore.cuts import unit_shares
 from saestore.engine.resources import load_once, release
 from saestore.engine.run import run_tasks
-from saestore.errors import InputError, MissingError
+from saestore.errors import ConflictError, InputError, MissingError
 from saestore.layout import ALL_UNITS, CodesKey, is_name
 from saestore.postings import UnitEntries
 from saestore.rows import ArraySpec, Grid, RowGroup
@@ -124,8 +124,19 @@ class PairsTask:
         """Read the entries of the units block by block, and write what is made of them."""
         storage = open_storage(self.url, storage_options=self.options)
         codes = opened(storage, self.key, self.view)
-        truth = load_once((TRUTH, self.url, self.key.activations, self.truth), lambda: truth_of(codes, self.truth))
         group = RowGroup.open(storage, self.path)
+        made_of = group.attributes["identity"]
+        if codes.run != made_of["codes"]:
+            raise self._changed()
+
+        def load() -> Truth:
+            truth = truth_of(codes, self.truth)
+            if truth.digest != made_of["truth"]:
+                raise self._changed()
+            return truth
+
+        # By its digest: processes of a cluster live on while datasets grow and are labelled anew.
+        truth = load_once((TRUTH, self.url, self.key.activations, self.truth, made_of["truth"]), load)
         units = group.whole("units").astype(np.int64)
         per_unit = group.grid.rows // len(units)
         rows = group.grid.shard(self.shard)
@@ -144,6 +155,11 @@ class PairsTask:
         arrays = {name: np.concatenate([part[name] for part in parts]) for name in group.array_names}
         flat = {name: array.reshape(-1, *array.shape[2:]) for name, array in arrays.items()}
         group.write_shard(self.shard, flat)
+
+    def _changed(self) -> ConflictError:
+        return ConflictError(
+            f"the codes or labels of {self.key.path} have changed since {self.path} was begun; run the command again"
+        )
 
 
 def result_path(codes: Codes, kind: Kind, name: str) -> str:
@@ -265,7 +281,7 @@ def compute(
             )
         )
     if tasks:
-        load_once((TRUTH, storage.url, key.activations, truth.options), lambda: truth)
+        load_once((TRUTH, storage.url, key.activations, truth.options, truth.digest), lambda: truth)
     try:
         run_tasks(tasks, label=f"{kind} {key.path}", unit="entries", threads=1, scheduler=scheduler, quiet=quiet)
     finally:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch", reason="torch is absent: pip install 'saestore[torch]'")
@@ -74,14 +77,23 @@ def start(job: str, model: Path, name: str) -> Path:
 
 
 def check(job: str, model: Path, truth: Callable[[str], tuple[dict[str, bytes], int]], kill_at: int) -> None:
-    expected, puts = truth(job)
     folder = start(job, model, str(kill_at))
+    before = lake_files(folder)
     ended = killed(job, folder, kill_at)
     assert ended.returncode == -signal.SIGKILL, ended.stderr
+    check_resumed(job, folder, before, *truth(job))
+
+
+def check_resumed(job: str, folder: Path, before: dict[str, bytes], expected: dict[str, bytes], puts: int) -> None:
+    """Check what a job that was stopped has left, before and after it is run again."""
     left_behind = list(folder.rglob("*.partial"))
     assert left_behind
+    stopped = lake_files(folder)
+    assert {name: stopped.get(name) for name in before} == before
     if (folder / "lake/zarr.json").exists():
         Lake.open(folder / "lake").status()  # what is half there does not stop a reader
+    if job == "append":
+        check_parts(Lake.open(folder / "lake"))
     assert run(job, folder) <= puts
     for path in left_behind:
         path.unlink()  # nobody takes them for objects, so they stay where they are
@@ -92,9 +104,39 @@ def check(job: str, model: Path, truth: Callable[[str], tuple[dict[str, bytes], 
     shutil.rmtree(folder)
 
 
+def check_parts(lake: Lake) -> None:
+    """Check that readers find the first part as it was, and behind it what the files hold or a hole."""
+    x, dense = writers.imported_rows()
+    edges = np.cumsum(writers.PARTS)
+    samples, first_row = lake.samples("d"), edges[0] * writers.PER_SAMPLE
+    assert len(samples) in edges
+    known = [f"text {part}.{place}" for part in range(2) for place in range(writers.PARTS[part])]
+    numbered = [str(place) for place in range(edges[1], edges[2])]
+    assert samples.ids.tolist() == [*known, *numbered][: len(samples)]
+    offsets = lake.positions("d").offsets
+    assert offsets.tolist() == list(range(0, len(offsets) * writers.PER_SAMPLE, writers.PER_SAMPLE))
+    activations, codes = lake.activations("d"), lake.codes("d")
+    for group, read, truth in ((activations.group, activations.read, x), (codes.group, _dense_of(codes), dense)):
+        rows = group.grid.rows
+        assert rows in edges * writers.PER_SAMPLE
+        np.testing.assert_array_equal(read(0, first_row), truth[:first_row])
+        holes = np.ones(rows, dtype=bool)
+        for start, stop in zip(*group.written_ranges(), strict=True):
+            np.testing.assert_array_equal(read(start, stop), truth[start:stop])
+            holes[start:stop] = False
+        for row in np.flatnonzero(holes):
+            with pytest.raises(HoleError, match="were never written"):
+                read(row, row + 1)
+
+
+def _dense_of(codes: Codes) -> Callable[[int, int], np.ndarray[Any, Any]]:
+    return lambda start, stop: codes.dense(slice(start, stop))
+
+
 @pytest.mark.parametrize(
     ("job", "share"),
     [
+        ("append", 0.5),
         ("encode", 0.35),
         ("encode", 0.7),
         ("extract", 0.7),
@@ -115,6 +157,46 @@ def test_kill_at_many_places(job: str, model: Path, truth) -> None:
     # Consecutive puts near the end are the data of the arrays of a shard and its ledger entry.
     for kill_at in sorted({1, 2, 3, puts // 3, *range(puts - 4, puts + 1)}):
         check(job, model, truth, kill_at)
+
+
+class _StoppedError(BaseException):
+    """The process is gone, as far as what it leaves behind can tell."""
+
+
+def stopped(job: str, folder: Path, stop_at: int) -> bool:
+    """Run a job in this process until it writes object number `stop_at`, those that claim a place included."""
+    numbers = itertools.count(1)
+    write = LocalStorage._put
+
+    def counted(self: LocalStorage, key: str, content: bytes | memoryview, give_name: Any) -> None:
+        if next(numbers) >= stop_at:  # nor does another thread write anything from then on
+            writers.leave_half(self, key, content)
+            raise _StoppedError
+        write(self, key, content, give_name)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LocalStorage, "_put", counted)
+        try:
+            writers.JOBS[job](folder, patch.setattr)
+        except _StoppedError:
+            return True
+    return False
+
+
+@pytest.mark.slow
+def test_an_append_is_stopped_at_every_object(model: Path, truth) -> None:
+    """In this process, since a process of its own for each takes minutes."""
+    expected, puts = truth("append")
+    prepared = start("append", model, "prepared")
+    before = lake_files(prepared)
+    for stop_at in itertools.count(1):
+        folder = model / f"append-stopped-{stop_at}"
+        shutil.copytree(prepared, folder)
+        if not stopped("append", folder, stop_at):
+            break
+        check_resumed("append", folder, before, expected, puts)
+    assert stop_at > puts
+    check_parts(Lake.open(folder / "lake"))
 
 
 @pytest.mark.parametrize(("job", "share"), [("encode", 0.6), pytest.param("extract", 0.32, marks=pytest.mark.slow)])

@@ -15,18 +15,20 @@ from typing import Any
 import numpy as np
 
 import saestore
-from saestore import postings, unit_stats
+from saestore import activations, postings, unit_stats
 from saestore.analysis import pairs
 from saestore.encoding import plan as encode_plan
 from saestore.encoding.writer import encode
 from saestore.extraction import writer
+from saestore.formats import importer_codes
+from saestore.formats.importer import import_activations, import_codes
 from saestore.indexing import stats
 from saestore.indexing import writer as indexing
 from saestore.lake import Lake
 from saestore.layout import CodesKey
 from saestore.saes import lake as sae_lake
 from saestore.saes.lake import write_sae
-from saestore.samples import read_samples
+from saestore.samples import SampleTable, read_samples
 from saestore.storage import LocalStorage
 from saestore.tables import write_samples
 from tests.analysis import concept_lake
@@ -35,6 +37,11 @@ from tests.small_lake import add_activations, random_sae
 
 Patch = Callable[[Any, str, Any], None]
 """Sets an attribute: `setattr`, or a monkeypatch's that is undone."""
+
+PARTS = (7, 8, 4)
+"""Samples of each file that is appended to the one before, of `PER_SAMPLE` rows each."""
+
+PER_SAMPLE = 4
 
 
 def prepare_encode(folder: Path) -> None:
@@ -74,6 +81,47 @@ def run_extract(folder: Path, patch: Patch) -> None:
         )
 
 
+def imported_rows() -> tuple[np.ndarray, np.ndarray]:
+    """Activations and dense codes of the rows of all files; no row is zero."""
+    n = sum(PARTS) * PER_SAMPLE
+    dense = sparse_rows(n, 40, 0)
+    dense[np.arange(n), np.arange(n) % 40] = 3.0
+    return np.random.default_rng(0).normal(size=(n, 7)).astype(np.float32), dense
+
+
+def prepare_append(folder: Path) -> None:
+    import torch
+
+    x, dense = imported_rows()
+    values, units = torch.from_numpy(dense).topk(9)
+    for part, first in enumerate(np.cumsum([0, *PARTS[:-1]]) * PER_SAMPLE):
+        rows = slice(first, first + PARTS[part] * PER_SAMPLE)
+        np.save(folder / f"{part}.npy", x[rows])
+        codes = {"indices": units[rows].clone(), "values": values[rows].clone(), "format": "sparse_topk", "topk": 9}
+        torch.save(codes, folder / f"{part}.pt")
+    Lake.create(folder / "lake")
+    _import_part(folder, 0)
+
+
+def run_append(folder: Path, patch: Patch) -> None:
+    patch(activations, "_SHARD_BYTES", 16 * 7 * 4)  # two shards and one
+    patch(importer_codes, "_SHARD_ROWS", 16)
+    _import_part(folder, 1)
+    _import_part(folder, 2)
+
+
+def _import_part(folder: Path, part: int) -> None:
+    """Import one of the files; the last comes without a table of its samples and without codes."""
+    lake = Lake.open(folder / "lake")
+    place: dict[str, Any] = {"dataset": "d", "model": "m", "layer": 3, "sample_type": "token", "quiet": True}
+    place |= {"per_sample": PER_SAMPLE, "append": part > 0}
+    texts = [f"text {part}.{number}" for number in range(PARTS[part])]
+    table = SampleTable(ids=texts, kind="text", contents=texts) if part < 2 else None
+    import_activations(lake, folder / f"{part}.npy", samples=table, **place)
+    if part < 2:
+        import_codes(lake, folder / f"{part}.pt", sae="s", d_sae=40, **place)
+
+
 def prepare_index(folder: Path) -> None:
     lake = Lake.create(folder / "lake")
     write_samples(lake.storage, "d", sample_table(900))
@@ -108,14 +156,27 @@ def run_concepts(folder: Path, patch: Patch) -> None:
         saestore.localise(lake, view=view, quiet=True)
 
 
-PREPARED = {"encode": prepare_encode, "index": prepare_index, "concepts": prepare_concepts}
+PREPARED = {
+    "append": prepare_append,
+    "concepts": prepare_concepts,
+    "encode": prepare_encode,
+    "index": prepare_index,
+}
 JOBS = {
+    "append": run_append,
     "concepts": run_concepts,
     "index": run_index,
     "encode": run_encode,
     "extract": run_extract,
     "import": run_import,
 }
+
+
+def leave_half(storage: LocalStorage, key: str, content: bytes | memoryview) -> None:
+    """Leave what a power cut leaves behind: a part of the object under its temporary name."""
+    path = storage._path(key)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.with_name(f".{path.name}.0123.partial").write_bytes(bytes(content)[: len(content) // 2])
 
 
 def main(job: str, folder: str, kill_at: str, name: str) -> None:
@@ -127,10 +188,7 @@ def main(job: str, folder: str, kill_at: str, name: str) -> None:
         puts += 1
         if puts == int(kill_at):
             if name == "SIGKILL":
-                # What a power cut leaves behind: a part of the object under its temporary name.
-                path = self._path(key)
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.with_name(f".{path.name}.0123.partial").write_bytes(bytes(content)[: len(content) // 2])
+                leave_half(self, key, content)
             os.kill(os.getpid(), getattr(signal, name))
         put(self, key, content)
 
