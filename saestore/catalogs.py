@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -95,6 +96,16 @@ class Catalog:
     def matches(self, pattern: str) -> list[str]:
         """Names of the datasets that a pattern entry (`sae-probes/{name}`) stands for on this machine."""
         return _get(self.datasets, "dataset", pattern).names()
+
+    def fitting(self, pattern: str) -> list[str]:
+        """Names of all datasets on this machine that a pattern with * and ? fits, in the catalog's order.
+
+        Examples
+        --------
+        >>> load_catalog().fitting("sae-probes/9?_*")[:2]
+        ['sae-probes/90_glue_qnli', 'sae-probes/91_glue_qqp']
+        """
+        return [name for entry in self.datasets.values() for name in _names(entry) if fnmatchcase(name, pattern)]
 
     def concepts_of(self, lake_name: str) -> tuple[str, ...]:
         """Names and patterns of the concepts that analyses of a dataset use by default, by its name in a lake."""

@@ -14,6 +14,7 @@ from saestore.cache import cache_folder
 from saestore.catalogs import Catalog, catalog_table, load_catalog, validate
 from saestore.errors import DependencyError, InputError, IntegrityError, MissingError, SaestoreError
 from saestore.model_files import resolve_model, unpack
+from saestore.verbs.names import sample_tables
 
 METADATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "metadata"
 needs_probes = pytest.mark.skipif(importlib.util.find_spec("sae_probes") is None, reason="sae-probes is not installed")
@@ -92,6 +93,18 @@ def test_own_saes_are_in_the_saelens_registry(own: Catalog) -> None:
                 assert sae.sae_id in ids
                 layer, width, _ = str(sae.sae_id).split("/")
                 assert (layer, widths[width]) == (f"layer_{sae.layer}", sae.d_sae)
+
+
+@needs_probes
+def test_patterns_of_names_stand_for_the_sets_that_fit(own: Catalog) -> None:
+    fitting = own.fitting("sae-probes/9?_glue_*")
+    assert fitting == [f"sae-probes/9{n}_glue_{task}" for n, task in enumerate(("qnli", "qqp", "sst2", "stsb"))]
+    assert list(sample_tables([*fitting[:1], "sae-probes/9[01]_*", "sae-probes/91_glue_*"][::2], catalog=own)) == [
+        "90_glue_qnli",
+        "91_glue_qqp",
+    ]
+    with pytest.raises(MissingError, match=r"no dataset of the catalog fits sae-probes/x\*; see saestore catalog"):
+        sample_tables("sae-probes/x*", catalog=own)
 
 
 @needs_probes

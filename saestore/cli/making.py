@@ -62,6 +62,9 @@ def extract(
     ] = None,
     root: Annotated[Path | None, typer.Option(help="The folder that paths in a file start from.")] = None,
     max_length: Annotated[int | None, typer.Option(help="Most tokens of a text.")] = None,
+    truncation_side: Annotated[
+        str, typer.Option(metavar="SIDE", help="Which end of longer texts is cut off: right or left.")
+    ] = "right",
     device: Device = "auto",
     model_dtype: Annotated[str, typer.Option(metavar="DTYPE", help="The model runs in this.")] = "float32",
     scheduler: Scheduler = None,
@@ -97,6 +100,7 @@ def extract(
             labels=labels or None,
             root=root,
             max_length=max_length,
+            truncation_side=truncation_side,  # type: ignore[arg-type]
             device=device,
             model_dtype=model_dtype,
             scheduler=scheduler,

@@ -16,7 +16,7 @@ from saestore.engine.resources import load_once
 from saestore.errors import InputError
 from saestore.extraction.hooks import HookPoint
 from saestore.extraction.images import ImagePositions
-from saestore.extraction.tokens import TextPositions
+from saestore.extraction.tokens import TextPositions, TruncationSide
 from saestore.layout import POSITION_TYPES, ActivationsKey, ModelKey
 from saestore.rows import RowGroup
 from saestore.storage import Storage, open_storage
@@ -38,6 +38,7 @@ class ModelSpec:
 
     name : its name in the lake
     source : folder or hub id
+    truncation_side : which end of texts that are too long is cut off
     """
 
     name: str
@@ -46,6 +47,7 @@ class ModelSpec:
     dtype: str = "float32"
     device: str = "auto"
     max_length: int | None = None
+    truncation_side: TruncationSide = "right"
 
 
 @dataclass(frozen=True)

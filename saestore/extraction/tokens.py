@@ -7,12 +7,14 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from saestore.errors import InputError
+
+TruncationSide = Literal["right", "left"]
 
 _TEXTS_PER_CALL = 512
 _NO_LIMIT = 10**9  # tokenizers without a limit say 1e30
@@ -89,7 +91,9 @@ def max_length_of(tokenizer: Any, config: Any, *, max_length: int | None = None)
     return max_length
 
 
-def tokenize(tokenizer: Any, texts: Iterable[str], *, max_length: int) -> TextPositions:
+def tokenize(
+    tokenizer: Any, texts: Iterable[str], *, max_length: int, truncation_side: TruncationSide = "right"
+) -> TextPositions:
     """Tokenize texts with the special tokens that the tokenizer adds, cutting what is longer than `max_length`.
 
     Beside the texts, memory holds the result and one batch of 512 tokenized texts.
@@ -101,6 +105,8 @@ def tokenize(tokenizer: Any, texts: Iterable[str], *, max_length: int) -> TextPo
     texts : iterable of str
     max_length : int
         Most tokens of a text, specials included.
+    truncation_side : {"right", "left"}
+        Which end of a longer text is cut off. Its last token, which probes read, is kept by `left` alone.
 
     Returns
     -------
@@ -119,7 +125,13 @@ def tokenize(tokenizer: Any, texts: Iterable[str], *, max_length: int) -> TextPo
         )
     if max_length <= tokenizer.num_special_tokens_to_add():
         raise InputError(f"max_length is {max_length}, which leaves no room beside the special tokens; give more")
-    parts = [_tokenize(tokenizer, batch, max_length) for batch in _checked_batches(texts)]
+    if truncation_side not in ("right", "left"):
+        raise InputError(f"truncation side {truncation_side!r} is unknown; choose right or left")
+    given, tokenizer.truncation_side = tokenizer.truncation_side, truncation_side
+    try:
+        parts = [_tokenize(tokenizer, batch, max_length) for batch in _checked_batches(texts)]
+    finally:
+        tokenizer.truncation_side = given
     lengths = np.concatenate([part[0] for part in parts], dtype=np.int64) if parts else np.zeros(0, np.int64)
     offsets = np.zeros(len(lengths) + 1, np.int64)
     np.cumsum(lengths, out=offsets[1:])

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from saestore.lake import Lake
 
 _TASKS_PER_CLUSTER = 64
+_CUT = {"right": "there", "left": "at their beginning"}
 _SETTINGS = ("*.json", "*.txt", "*.model")  # the files of tokenizers and image processors
 
 
@@ -203,6 +204,7 @@ class _Job:
             "samples": samples.digest,
             "source_revision": _revision(self.model),
             "max_length": self.model.max_length,
+            "truncation_side": self.model.truncation_side,
         }
         if not stored.is_complete or any(stored.attributes.get(name) != value for name, value in asked.items()):
             return False
@@ -232,7 +234,7 @@ class _Job:
             if positions.n_truncated:
                 say(
                     f"{self.key.dataset}: {positions.n_truncated:,} of {len(self.table):,} texts have more than "
-                    f"{loaded.max_length} tokens and were cut there"
+                    f"{loaded.max_length} tokens and were cut {_CUT[self.model.truncation_side]}"
                 )
         if not len(arrays["special"]):
             raise InputError(f"dataset {self.key.dataset!r} has no position: all its texts are empty; give some text")
@@ -247,6 +249,7 @@ class _Job:
                 "revision": loaded.revision,
                 "source_revision": _revision(self.model),
                 "max_length": self.model.max_length,
+                "truncation_side": self.model.truncation_side,
                 "provenance": provenance.stamp(),
             },
             _widths(loaded, self.hooks),
@@ -334,7 +337,9 @@ class _Job:
 
         assert loaded.max_length is not None
         texts = self.table.contents
-        positions = tokenize(loaded.tokenizer, texts, max_length=loaded.max_length)
+        positions = tokenize(
+            loaded.tokenizer, texts, max_length=loaded.max_length, truncation_side=self.model.truncation_side
+        )
         digest = positions_digest(positions, tokenizer=tokenizer_digest(loaded.tokenizer), texts=texts_digest(texts))
         arrays = {
             "special": positions.special,

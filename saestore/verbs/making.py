@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saestore.errors import InputError, MissingError
+from saestore.extraction.tokens import TruncationSide
 from saestore.layout import CodesKey
 from saestore.verbs.names import Columns, LakeLike, Say, create_lake, model_spec, open_lake, sample_tables
 
@@ -62,6 +63,7 @@ def extract(
     labels: Sequence[str] | None = None,
     root: str | os.PathLike[str] | None = None,
     max_length: int | None = None,
+    truncation_side: TruncationSide = "right",
     device: str = "auto",
     model_dtype: str = "float32",
     scheduler: str | None = None,
@@ -99,6 +101,8 @@ def extract(
         For samples without splits: which parts of them are `train`, `cal` and `test`; see `saestore.splitting`.
     max_length : int, optional
         Most tokens of a text.
+    truncation_side : {"right", "left"}
+        Which end of a longer text is cut off; `left` keeps its last token.
     device, model_dtype : str
         Where and in what precision the model runs.
     scheduler : str, optional
@@ -126,7 +130,9 @@ def extract(
         raise InputError(f"--name {name} is for one dataset; leave it out, or extract them one by one")
     if not layers:
         raise InputError("no layer was named; give at least one with --layers, such as 3 or layer_3.mlp_out")
-    spec = model_spec(model, dtype=model_dtype, device=device, max_length=max_length, catalog=catalog)
+    spec = model_spec(
+        model, dtype=model_dtype, device=device, max_length=max_length, truncation_side=truncation_side, catalog=catalog
+    )
     columns = Columns(text=text, image=image, text_path=text_path, id=id, split=split, labels=labels, root=root)
     tables = sample_tables(datasets, name=name, columns=columns, limit=limit, catalog=catalog)
     if splits is not None:

@@ -13,6 +13,7 @@ import numpy as np
 
 from saestore.codes import Codes
 from saestore.errors import InputError, MissingError
+from saestore.extraction.tokens import TruncationSide
 from saestore.lake import Lake, layer_name
 from saestore.layout import DATA, POSITION_TYPES, CodesKey, check_name
 
@@ -103,8 +104,8 @@ def sample_tables(
     Parameters
     ----------
     datasets
-        Names of the catalog, table files or folders of images; or a mapping of names to sample tables, lists of
-        texts, DataFrames or paths.
+        Names of the catalog, with * and ? for several, table files or folders of images; or a mapping of names to
+        sample tables, lists of texts, DataFrames or paths.
     name
         The name in the lake, where there is one dataset; default the catalog's name after the last slash, or the
         file's name without its ending.
@@ -129,7 +130,7 @@ def sample_tables(
             for key, value in datasets.items()
         }
     else:
-        sources = [datasets] if isinstance(datasets, str | os.PathLike) else list(datasets)
+        sources = _without_patterns([datasets] if isinstance(datasets, str | os.PathLike) else datasets, catalog)
         given = {}
         for source in sources:
             own, table = _samples_of(source, columns, limit, files, _catalog(catalog))
@@ -142,6 +143,22 @@ def sample_tables(
     if not given:
         raise InputError("no dataset was named; give at least one with --datasets")
     return given
+
+
+def _without_patterns(
+    sources: Sequence[str | os.PathLike[str]], catalog: Catalog | None
+) -> list[str | os.PathLike[str]]:
+    """Return sources with the names of the catalog that patterns fit in their place."""
+    found: list[str | os.PathLike[str]] = []
+    for source in sources:
+        if not isinstance(source, str) or not set(source) & set("*?") or Path(source).expanduser().exists():
+            found.append(source)
+            continue
+        fitting = _catalog(catalog).fitting(source)
+        if not fitting:
+            raise MissingError(f"no dataset of the catalog fits {source}; see saestore catalog")
+        found += [name for name in fitting if name not in found]
+    return found
 
 
 def _samples_of(
@@ -193,6 +210,7 @@ def model_spec(
     dtype: str = "float32",
     device: str = "auto",
     max_length: int | None = None,
+    truncation_side: TruncationSide = "right",
     catalog: Catalog | None = None,
 ) -> ModelSpec:
     """Find a model by its catalog name, as a local folder, or as a hub id `org/name`."""
@@ -209,6 +227,7 @@ def model_spec(
         dtype=dtype,
         device=device,
         max_length=max_length,
+        truncation_side=truncation_side,
     )
 
 

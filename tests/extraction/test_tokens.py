@@ -47,6 +47,21 @@ def tokenizer(minilm_path):
     return AutoTokenizer.from_pretrained(minilm_path)
 
 
+def test_the_left_side_is_cut_where_the_last_token_matters(tokenizer):
+    positions = tokenize(tokenizer, TEXTS, max_length=64, truncation_side="left")
+    for sample, text in enumerate(TEXTS):
+        whole = tokenizer.encode(text)
+        kept = [int(token) for token, *_ in spans(positions, sample)]
+        assert kept == (whole if len(whole) <= 64 else [tokenizer.cls_token_id, *whole[-63:]])
+        last = positions.offsets[sample + 1] - 2
+        if len(whole) > 64:
+            assert positions.char_end[last] == len(text.rstrip())
+    assert positions.n_truncated == 1
+    assert tokenizer.truncation_side == "right"
+    with pytest.raises(InputError, match="truncation side 'both' is unknown"):
+        tokenize(tokenizer, TEXTS, max_length=64, truncation_side="both")
+
+
 def test_ids_are_those_of_the_tokenizer_one_text_at_a_time(tokenizer):
     positions = tokenize(tokenizer, TEXTS, max_length=64)
     assert positions.n_samples == len(TEXTS)

@@ -352,6 +352,14 @@ class TestSharedAxis:
         with pytest.raises(ConflictError, match="positions"):
             extract(lake, {"d": table(TEXTS)}, model=spec(bert), layers=[0], quiet=True)
 
+    def test_other_side(self, lake: Lake, bert: Path) -> None:
+        left, lines = spec(bert, max_length=10, truncation_side="left"), list[str]()
+        extract(lake, {"d": table(TEXTS)}, model=left, layers=[0], quiet=True, say=lines.append)
+        assert any("2 of 6 texts have more than 10 tokens and were cut at their beginning" in line for line in lines)
+        assert extract(lake, {"d": table(TEXTS)}, model=left, layers=[0], quiet=True)[0].extracted == 0
+        with pytest.raises(ConflictError, match="positions"):
+            extract(lake, {"d": table(TEXTS)}, model=spec(bert, max_length=10), layers=[0], quiet=True)
+
     def test_other_dtype_or_weights(self, lake: Lake, bert: Path, tmp_path: Path) -> None:
         extract(lake, {"d": table(TEXTS)}, model=spec(bert), layers=[0], quiet=True)
         for other in ({"dtype": "float32"}, {"model": spec(bert, dtype="bfloat16")}):
