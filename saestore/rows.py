@@ -29,7 +29,7 @@ from saestore._row_documents import (
     whole_array,
 )
 from saestore.errors import ConflictError, HoleError, InputError, IntegrityError, MissingError
-from saestore.layout import ATTRIBUTE, FORMAT_VERSION, LEDGER, parents
+from saestore.layout import ATTRIBUTE, FORMAT_VERSION, LEDGER, RESULTS, parents
 from saestore.shards import ShardedArray, checksum_bytes, decode, encode_shard
 from saestore.storage import (
     Storage,
@@ -493,10 +493,10 @@ def _difference(storage: Storage, path: str, stored: Mapping[str, Any], plan: Ma
         f"{name}: {shortened(json.dumps(old.get(name)))} is stored, {shortened(json.dumps(new[name]))} was asked"
         for name in names[:3]
     )
-    return (
-        f"{path} in {storage.url} exists and was made differently ({changes or 'other array types'}); "
-        f"store the new one under another name, or delete {path} first"
-    )
+    remedy = f"store the new one under another name, or delete {path} first"
+    if plan["kind"] in RESULTS:
+        remedy = f"give this one another --name, or delete {path} first"
+    return f"{path} in {storage.url} exists and was made differently ({changes or 'other array types'}); {remedy}"
 
 
 def shortened(text: str) -> str:

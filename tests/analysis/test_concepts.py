@@ -287,8 +287,12 @@ def test_wrong_requests_are_refused(made: ConceptLake, tmp_path: Path) -> None:
         write_thresholds(codes, split="dev", name="x", **QUIET)
     with pytest.raises(MissingError, match="no concept 'cub'; its 3 concepts: 'shape::cube'"):
         write_thresholds(codes, concepts=["cub"], name="x", **QUIET)
-    with pytest.raises(ConflictError, match="was made differently"):
+    with pytest.raises(ConflictError, match=r"was made differently \(.* was asked\); give this one another --name"):
         write_thresholds(codes, percentiles=[0.5], **QUIET)
+    write_detection(codes, name="taken", **QUIET)
+    told = r'splits: \["cal", "test"\] is stored, \["cal", "train"\] was asked'
+    with pytest.raises(ConflictError, match=told):
+        write_detection(codes, test="train", name="taken", **QUIET)
     with pytest.raises(InputError, match="split 'cal' has decided the thresholds already"):
         write_detection(codes, test="cal", name="x", **QUIET)
     with pytest.raises(MissingError, match=r"no thresholds 'none'; it has default"):
