@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+PROBING := generate-model-acts train-baselines generate-sae-acts train-sae-probes visualize
 
-.PHONY: test demo taste bench lint clean
+.PHONY: test demo taste bench lint clean $(PROBING)
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -20,6 +21,9 @@ demo: $(READY)  ## the main job on real data, in demo/
 
 taste: $(READY)  ## the demo in a short form
 	$(BIN)/saestore run pipelines/taste.yaml
+
+$(PROBING): $(READY)  ## a part of the probing benchmark, on MiniLM; in this order
+	$(BIN)/saestore run pipelines/sae_probes.yaml --steps $@
 
 bench: $(READY)  ## every benchmark, in one table
 	$(BIN)/python scripts/bench/run.py

@@ -33,8 +33,12 @@ if TYPE_CHECKING:
     from saestore.verbs import init as init
     from saestore.verbs import label as label
     from saestore.verbs import localise as localise
+    from saestore.verbs import probe as probe
+    from saestore.verbs import probes_export as probes_export
+    from saestore.verbs import probes_import as probes_import
     from saestore.verbs import prune as prune
     from saestore.verbs import report_concepts as report_concepts
+    from saestore.verbs import report_probes as report_probes
     from saestore.verbs import sae_import as sae_import
     from saestore.verbs import sae_list as sae_list
     from saestore.verbs import sae_train as sae_train
@@ -66,9 +70,13 @@ _HOMES = {
     "init": "saestore.verbs",
     "label": "saestore.verbs",
     "open": "saestore.verbs.names",
+    "probe": "saestore.verbs",
+    "probes_export": "saestore.verbs",
+    "probes_import": "saestore.verbs",
     "prune": "saestore.verbs",
     "read_samples": "saestore.samples",
     "report_concepts": "saestore.verbs",
+    "report_probes": "saestore.verbs",
     "run": "saestore.recipes",
     "sae_import": "saestore.verbs",
     "sae_list": "saestore.verbs",
@@ -100,9 +108,13 @@ __all__ = [
     "label",
     "localise",
     "open",
+    "probe",
+    "probes_export",
+    "probes_import",
     "prune",
     "read_samples",
     "report_concepts",
+    "report_probes",
     "run",
     "sae_import",
     "sae_list",

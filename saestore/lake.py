@@ -21,6 +21,7 @@ from saestore.layout import (
     LABELS,
     PARTS,
     POSITIONS,
+    PROBES,
     RESULTS,
     SAES,
     SAMPLE_TYPES,
@@ -28,6 +29,7 @@ from saestore.layout import (
     ActivationsKey,
     CodesKey,
     ModelKey,
+    RowsKey,
     dataset_path,
     is_name,
     sae_path,
@@ -35,9 +37,10 @@ from saestore.layout import (
 )
 from saestore.parts import RowParts, Stored, n_parts, of_parts, open_on_axis, parts_of
 from saestore.postings import Segment
+from saestore.probe_results import ProbeResult, read_results
 from saestore.rows import RowGroup, group_exists
 from saestore.runs import run_records
-from saestore.storage import Storage, claim_document, group_document, open_storage, read_document
+from saestore.storage import Storage, claim_document, document_key, group_document, open_storage, read_document
 from saestore.tables import Positions, Samples
 from saestore.views import view_names
 
@@ -50,7 +53,7 @@ class GroupStatus:
     """State of one row group.
 
     kind : `sae`, `samples`, `positions`, `labels`, `activations`, `codes`, `postings`, `view`, `thresholds`,
-        `detection` or `localisation`
+        `detection`, `localisation` or `probes`
     rows, written_rows : rows of the axis, and those in the ledger
     state : `done`, `partial` where rows are not written or the ledger is damaged, or `missing` where nothing was begun
         or the metadata are damaged
@@ -244,6 +247,18 @@ class Lake:
         }
         return Codes.open(self.storage, self._one(self._keys_of(dataset, self.code_keys(dataset)), wanted))
 
+    def probes(self, dataset: str | None = None) -> list[ProbeResult]:
+        """Read all results of probes, or those of one dataset; of codes those of the codes as they are now."""
+        found = []
+        for key in self.activation_keys(dataset):
+            found += read_results(self.storage, key.probes_path, key)
+        for code_key in self.code_keys(dataset):
+            if self.storage.names(code_key.views_root):
+                run = Codes.open(self.storage, code_key).run
+                for view in self._children(code_key.views_path(run)):
+                    found += read_results(self.storage, code_key.results_path(run, view, PROBES), code_key)
+        return found
+
     def runs(self) -> list[dict[str, Any]]:
         """Return the records of all runs of `encode`, oldest first: parameters, plan and outcome, as JSON values."""
         return list(run_records(self.storage))
@@ -265,6 +280,7 @@ class Lake:
                 rows += self._labels_status(ModelKey(dataset, model))
         for key in self.activation_keys():
             rows.append(self._status_on_axis("activations", key, key))
+            rows += self._probes_status(key, key.probes_path, "")
         for code_key in self.code_keys():
             rows.append(self._status_on_axis("codes", code_key, code_key.activations))
             rows.append(self._postings_status(code_key))
@@ -382,6 +398,27 @@ class Lake:
                 for result in self._children(key.results_path(run, name, kind)):
                     place = key.result_path(run, name, kind, result)
                     yield self._group_status(kind, place, partial(RowGroup.open, self.storage, place), **_names(key))
+            yield from self._probes_status(key, key.results_path(run, name, PROBES), name)
+
+    def _probes_status(self, key: RowsKey, root: str, view: str) -> Iterator[GroupStatus]:
+        """Yield the state of the results of probes of each name; their rows are the methods in each setting.
+
+        A result is written in one piece, so that what is there is whole.
+        """
+        of = f", view {view}" if view not in ("", ALL_UNITS) else ""
+        for name in self._children(root):
+            results = self._children(f"{root}/{name}")
+            sizes = self.storage.sizes([document_key(f"{root}/{name}/{result}") for result in results])
+            yield GroupStatus(
+                kind=PROBES,
+                path=f"{root}/{name}",
+                **{"sae": "", **_names(key)},
+                rows=len(results),
+                written_rows=len(results),
+                state="done",
+                stored_bytes=sum(size or 0 for size in sizes),
+                note=f"{name}{of}: {', '.join(results)}",
+            )
 
     def _children(self, path: str) -> list[str]:
         # Other names are those of files that desktops, editors and people leave in folders.

@@ -33,6 +33,7 @@ STATS = "stats"
 LABELS = "labels"
 VIEWS = "views"
 RESULTS = ("thresholds", "detection", "localisation")
+PROBES = "probes"
 """Kinds of what was found with a view."""
 
 ALL_UNITS = "all"
@@ -144,6 +145,10 @@ class ModelKey:
         """Return the path below which the codes of a layer's activations lie, by SAE."""
         return f"{self.path}/{layer}/{CODES}"
 
+    def probes_root(self, layer: str) -> str:
+        """Return the path below which results of probing the activations of a layer lie, by sample type."""
+        return f"{self.path}/{layer}/{PROBES}"
+
     def sae_codes_root(self, layer: str, sae: str) -> str:
         """Return the path below which the codes of one SAE lie, by sample type."""
         return f"{self.codes_root(layer)}/{sae}"
@@ -183,6 +188,11 @@ class ActivationsKey:
     def path(self) -> str:
         """Path of the group."""
         return f"{self.model_key.activations_root(self.layer)}/{self.sample_type}"
+
+    @property
+    def probes_path(self) -> str:
+        """Path below which results of probing these activations lie, by name."""
+        return f"{self.model_key.probes_root(self.layer)}/{self.sample_type}"
 
 
 @dataclass(frozen=True, order=True)
@@ -255,12 +265,16 @@ class CodesKey:
         return f"{self.views_path(run)}/{check_name(name, 'view')}"
 
     def results_path(self, run: str, view: str, kind: str) -> str:
-        """Return the path below which the results of a kind, one of `RESULTS`, found with a view lie."""
+        """Return the path below which the results of a kind, of `RESULTS` or `PROBES`, found with a view lie."""
         return f"{self.view_path(run, view)}/{kind}"
 
     def result_path(self, run: str, view: str, kind: str, name: str) -> str:
         """Return the path of a result found with a view."""
         return f"{self.results_path(run, view, kind)}/{check_name(name, 'result')}"
+
+
+RowsKey = ActivationsKey | CodesKey
+"""What rows are of."""
 
 
 def dataset_path(dataset: str, part: int = 0) -> str:

@@ -62,6 +62,9 @@ VERBS: dict[str, Callable[..., Any]] = {
     "encode": verbs.encode,
     "index": verbs.index,
     "label": verbs.label,
+    "probe": verbs.probe,
+    "probes import": verbs.probes_import,
+    "probes export": verbs.probes_export,
     "status": verbs.status,
     "show": verbs.show,
     "top": verbs.top,
@@ -72,9 +75,18 @@ VERBS: dict[str, Callable[..., Any]] = {
     "localise": verbs.localise,
     "compare": verbs.compare,
     "report concepts": verbs.report_concepts,
+    "report probes": verbs.report_probes,
     "dense": verbs.dense,
 }
-POSITIONAL = {"import": "path", "sae import": "source", "label": "dataset", "show": "dataset", "dense": "dataset"}
+POSITIONAL = {
+    "import": "path",
+    "sae import": "source",
+    "label": "dataset",
+    "probes import": "folder",
+    "probes export": "folder",
+    "show": "dataset",
+    "dense": "dataset",
+}
 """Parameters that are arguments on the command line, after the lake."""
 
 _NOT_IN_RECIPES = ("lake", "quiet", "say", "catalog", "storage_options")
@@ -85,11 +97,13 @@ class Step:
     """One verb of a recipe with its parameters.
 
     skipped : why it does not run; empty if it does
+    name : by which it can be chosen beside its verb and number; several steps may share one, most have none
     """
 
     verb: str
     parameters: Mapping[str, Any]
     skipped: str = ""
+    name: str = ""
 
     def command(self, lake: str) -> str:
         """The same as a command line."""
@@ -193,7 +207,7 @@ def load_recipe(
 def _step(file: YamlFile, variables: Variables, number: int, content: Mapping[str, Any]) -> Step:
     """Return a step of a recipe with its variables filled in."""
     keys: list[str | int] = ["steps", number]
-    named = [key for key in content if key not in _CONDITIONS]
+    named = [key for key in content if key not in (*_CONDITIONS, _NAME)]
     if len(named) != 1:
         raise file.error(keys, f"expected one verb with its parameters, got {', '.join(named) or 'nothing'}")
     verb = named[0]
@@ -208,9 +222,12 @@ def _step(file: YamlFile, variables: Variables, number: int, content: Mapping[st
         if name not in model.model_fields:
             raise file.error([*keys, name], _unknown("key", str(name), list(model.model_fields)))
     filled = variables.filled(given, keys)
+    name = content.get(_NAME, "")
+    if not isinstance(name, str) or name in VERBS or name.isdigit():
+        raise file.error(["steps", number, _NAME], f"expected a name that is no verb and no number, got {name!r}")
     skipped = _why_skipped(file, variables, number, content)
     if skipped:
-        return Step(verb, filled, skipped)
+        return Step(verb, filled, skipped, name)
     try:
         model.model_validate(filled)
     except ValidationError as error:
@@ -220,10 +237,11 @@ def _step(file: YamlFile, variables: Variables, number: int, content: Mapping[st
                 empty = " and ".join(variables.named_in(given[name]))
                 raise file.error([*keys, name], f"{empty} is empty; {variables.hint(given[name])}") from None
         raise _explained(_with_step(file, number, verb, filled), keys, error, list(model.model_fields)) from None
-    return Step(verb, filled)
+    return Step(verb, filled, name=name)
 
 
 _CONDITIONS = ("when", "unless")
+_NAME = "name"
 
 
 def _why_skipped(file: YamlFile, variables: Variables, number: int, content: Mapping[str, Any]) -> str:
@@ -386,10 +404,10 @@ def _chosen(recipe: Recipe, steps: Sequence[str] | None) -> list[tuple[int, Step
     if not steps:
         return numbered
     for name in steps:
-        if name not in [str(number) for number, _ in numbered] + [step.verb for _, step in numbered]:
-            there = ", ".join(f"{number} ({step.verb})" for number, step in numbered)
+        if not any(name in (str(number), step.verb, step.name) for number, step in numbered):
+            there = ", ".join(f"{number} ({step.name or step.verb})" for number, step in numbered)
             raise InputError(f"{recipe.path} has no step {name!r}; choose from {there}")
-    return [(number, step) for number, step in numbered if str(number) in steps or step.verb in steps]
+    return [(number, step) for number, step in numbered if {str(number), step.verb, step.name} & set(steps)]
 
 
 def _explained(file: YamlFile, keys: list[str | int], error: ValidationError, allowed: list[str]) -> InputError:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from saestore.cli import concepts, labelling, making, pruning, reading, reporting, running, saes
+from saestore.cli import concepts, labelling, making, probe_files, probing, pruning, reading, reporting, running, saes
 
 app = typer.Typer(
     name="saestore",
@@ -19,6 +19,7 @@ app = typer.Typer(
     add_completion=False,
 )
 report_app = typer.Typer(name="report", help="Write results as web pages.", rich_markup_mode=None)
+probes_app = typer.Typer(name="probes", help="Files of the probing benchmark, in and out.", rich_markup_mode=None)
 sae_app = typer.Typer(name="sae", help="Import, list and train SAEs.", rich_markup_mode=None)
 COMMANDS: Mapping[str, Callable[..., None]] = {
     "init": making.init,
@@ -37,6 +38,7 @@ COMMANDS: Mapping[str, Callable[..., None]] = {
     "detect": concepts.detect,
     "localise": concepts.localise,
     "compare": concepts.compare,
+    "probe": probing.probe,
     "dense": reading.dense,
     "run": running.run,
 }
@@ -45,14 +47,24 @@ SAE_COMMANDS: Mapping[str, Callable[..., None]] = {
     "list": saes.sae_list,
     "train": saes.sae_train,
 }
-REPORT_COMMANDS: Mapping[str, Callable[..., None]] = {"concepts": reporting.report_concepts}
+PROBES_COMMANDS: Mapping[str, Callable[..., None]] = {
+    "import": probe_files.probes_import,
+    "export": probe_files.probes_export,
+}
+REPORT_COMMANDS: Mapping[str, Callable[..., None]] = {
+    "concepts": reporting.report_concepts,
+    "probes": reporting.report_probes,
+}
 for name, command in COMMANDS.items():
     app.command(name)(command)
 for name, command in SAE_COMMANDS.items():
     sae_app.command(name)(command)
+for name, command in PROBES_COMMANDS.items():
+    probes_app.command(name)(command)
 for name, command in REPORT_COMMANDS.items():
     report_app.command(name)(command)
 app.add_typer(sae_app)
+app.add_typer(probes_app)
 app.add_typer(report_app)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from saestore.budget import readable_bytes
-from saestore.cli import present_concepts
+from saestore.cli import present_concepts, present_probe_files, present_probes
 from saestore.cli.tables import plain, table
 from saestore.layout import DATA
 from saestore.progress import clock
@@ -55,8 +55,8 @@ def document(verb: str, result: Any) -> Any:
 
 
 def exit_code(verb: str, result: Any) -> int:
-    """Return 1 where a status says that something is partial or a comparison that something differs, 3 where an encode
-    or an index left something out, else 0.
+    """Return 1 where a status says that something is partial or a comparison that something differs, 3 where an encode,
+    an index, a probe or files of the probing benchmark left something out, else 0.
 
     Of a recipe, the largest of its steps' codes.
     """
@@ -68,6 +68,10 @@ def exit_code(verb: str, result: Any) -> int:
         return max((exit_code(step.verb, step.result) for step in result.steps if step.result is not None), default=0)
     if verb == "compare":
         return 0 if all(found.is_equal for found in result) else 1
+    if verb in ("probes import", "probes export"):
+        return 3 if present_probe_files.left_out(result) else 0
+    if verb == "probe":
+        return 3 if any(task.state == "missing" for task in result.tasks) else 0
     return 1 if verb == "status" and not result.complete else 0
 
 
@@ -381,6 +385,10 @@ _TEXTS: dict[str, Callable[[Any, Options], str]] = {
     "localise": present_concepts.localise,
     "compare": present_concepts.compare,
     "report concepts": present_concepts.report,
+    "probe": present_probes.probe,
+    "report probes": present_probes.report,
+    "probes import": present_probe_files.files,
+    "probes export": present_probe_files.files,
     "dense": _dense,
     "run": _run,
 }

@@ -1,4 +1,4 @@
-"""Commands that write web pages: report concepts."""
+"""Commands that write web pages: report concepts, report probes."""
 
 from __future__ import annotations
 
@@ -51,6 +51,34 @@ def report_concepts(
             sample_type=sample_type,
             model=model,
         ),
+        {},
+        json=json,
+    )
+
+
+def report_probes(
+    lake: LakeArgument,
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The page to write.")],
+    published: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Result tables of the benchmark's authors, to show too.")
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Write the numbers of all figures as CSV.")
+    ] = None,
+    png: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Write the figures as PNG files.")] = None,
+    stamp: Annotated[str | None, typer.Option(metavar="TEXT", help="For the page's foot, such as the date.")] = None,
+    json: Json = False,
+) -> None:
+    """Write the figures of the probing benchmark as one web page, which opens without a network.
+
+    \b
+    Examples:
+      saestore report probes lake --out probes.html
+      saestore report probes lake --published results --out probes.html --data numbers --png figures
+    """
+    perform(
+        "report probes",
+        lambda: verbs.report_probes(lake, out=out, published=published, data=data, png=png, stamp=stamp),
         {},
         json=json,
     )

@@ -14,6 +14,7 @@ from saestore.encoding.job import EncodeOptions
 from saestore.encoding.matching import Wanted
 from saestore.encoding.plan import EncodePlan, Resources
 from saestore.encoding.run import EncodeRun
+from saestore.engine.resources import usable_device
 from saestore.errors import DependencyError, InputError
 from saestore.lake import Lake
 from saestore.layout import CodesKey, check_sample_type
@@ -209,19 +210,11 @@ def _resources(wish: str, precision: Precision, memory: str | int | None) -> Res
 
 def _device(wish: str) -> tuple[str, int | None]:
     """Return the device that is meant, and how much of its own memory may be used; None where it has none."""
-    import torch
-
-    device = wish
-    if wish == "auto":
-        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(
-            f"device {wish!r} cannot be used here ({str(error).splitlines()[0][:100]}); try auto"
-        ) from None
+    device = usable_device(wish)
     if not device.startswith("cuda"):
         return device, None
+    import torch
+
     return device, int(torch.cuda.mem_get_info(device)[0] * _DEVICE_SHARE)
 
 

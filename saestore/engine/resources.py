@@ -8,6 +8,7 @@ from collections.abc import Callable, Hashable
 from typing import Any, TypeVar
 
 from saestore.budget import return_freed_memory
+from saestore.errors import InputError
 
 T = TypeVar("T")
 
@@ -48,6 +49,26 @@ def release(kind: str) -> None:
         for key in [key for key in _loaded if isinstance(key, tuple) and key[0] == kind]:
             del _loaded[key]
     return_freed_memory()
+
+
+def usable_device(wish: str) -> str:
+    """Return the device that is meant, which torch can use: `auto` is CUDA, then MPS, then the CPU.
+
+    Raises
+    ------
+    InputError
+        It cannot be used here.
+    """
+    import torch
+
+    if wish == "auto":
+        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        torch.empty(0, device=wish)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0][:100]
+        raise InputError(f"device {wish!r} cannot be used here ({reason}); try auto") from None
+    return wish
 
 
 def device_lock(device: str) -> threading.Lock:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from saestore.engine.resources import usable_device
 from saestore.errors import DependencyError, InputError, IntegrityError, MissingError
 from saestore.extraction.tokens import max_length_of
 
@@ -110,7 +111,7 @@ def load_model(
     found = _kind_of(config, name)
     if kind is not None and kind != found:
         raise InputError(f"{name} is a model of kind {found} ({config.model_type}), not {kind}; leave kind out")
-    chosen = _device(device)
+    chosen = usable_device(device)
     loader = _loader(hub, config, found)
     model = _load_weights(loader, name, where, getattr(torch, dtype))
     model.eval().requires_grad_(False).to(chosen)
@@ -243,17 +244,3 @@ def _fetched(name: str, what: str, load: Callable[[], Any]) -> Any:
         else:
             remedy = "give the path of a downloaded folder, or connect to the hub (HF_TOKEN for models with a licence)"
         raise MissingError(f"no {what} of the model {name!r}: {reason}; {remedy}") from error
-
-
-def _device(device: str) -> str:
-    import torch
-
-    if device == "auto":
-        if torch.cuda.is_available():
-            return "cuda"
-        return "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"device {device!r} cannot be used here ({str(error).splitlines()[0]}); use 'auto'") from error
-    return device

@@ -126,53 +126,81 @@ def import_codes(
     ConflictError
         The lake holds other samples, positions or codes in that place.
     """
-    say = say or silent
     target = CodesKey(dataset, model, str(layer_name(layer)), sae, sample_type)
     origin = local_path(path)
     with _open(lake, origin, sae, d_sae, negatives) as source:
-        described = source.describe()
-        source_hash = source_identity(origin, described)
-        axis_plan = find_axis(
-            lake.storage,
-            target.activations,
-            GivenRows(origin, source.n_rows, None, per_sample, offsets, samples),
-            append=append,
-            is_free=lambda part: is_free(lake.storage, target.at(part).path, source_hash),
+        rows = GivenRows(origin, source.n_rows, None, per_sample, offsets, samples)
+        return import_code_source(
+            lake, source, rows, target=target, negatives=negatives, append=append, quiet=quiet, say=say
         )
-        target = target.at(axis_plan.key.part)
-        if target.part:
-            assert source.d_sae is not None
-            about = {"d_sae": source.d_sae, "dtype": source.dtype, "signed": negatives == "keep"}
-            arrays = code_arrays(k=source.k, d_sae=source.d_sae, dtype=source.dtype)
-            check_appended(lake.storage, target.at(0).path, about, arrays)
-        quality = _quality(source)
-        axis = axis_plan.store(say)
-        identity = {
-            "samples": axis.samples,
-            "positions": axis.positions,
-            "d_sae": source.d_sae,
-            "k": source.k,
-            "dtype": source.dtype,
-            "negatives": negatives,
-            "source": source_hash,
-        }
-        group = _create(lake, target, source, identity, quality, described, signed=negatives == "keep")
-        tasks = [
-            ImportCodesTask(
-                url=lake.storage.url,
-                options=dict(lake.storage.options),
-                key=target,
-                source=source,
-                shard=shard,
-                first=group.grid.shard(shard).start,
-                stop=group.grid.shard(shard).stop,
-            )
-            for shard in group.missing_shards()
-        ]
-        for note in described["notes"]:
-            say(f"{origin.name}: {note}")
-        threads = threads_for(described)
-        run_tasks(tasks, label=f"import {origin.name}", unit="rows", threads=threads, quiet=quiet)
+
+
+def import_code_source(
+    lake: Lake,
+    source: CodesSource,
+    rows: GivenRows,
+    *,
+    target: CodesKey,
+    negatives: Negatives = "refuse",
+    append: bool = False,
+    quiet: bool = False,
+    say: Callable[[str], None] | None = None,
+) -> ImportResult:
+    """Import codes from anywhere; see `import_codes`, which has them from files.
+
+    Parameters
+    ----------
+    source : CodesSource
+        Knows its number of units. What it describes with `keeps_all` holds all active units of each row.
+    rows : GivenRows
+        What the rows are of.
+    target : CodesKey
+    """
+    say = say or silent
+    origin = rows.source
+    described = source.describe()
+    source_hash = source_identity(origin, described)
+    axis_plan = find_axis(
+        lake.storage,
+        target.activations,
+        rows,
+        append=append,
+        is_free=lambda part: is_free(lake.storage, target.at(part).path, source_hash),
+    )
+    target = target.at(axis_plan.key.part)
+    if target.part:
+        assert source.d_sae is not None
+        about = {"d_sae": source.d_sae, "dtype": source.dtype, "signed": negatives == "keep"}
+        arrays = code_arrays(k=source.k, d_sae=source.d_sae, dtype=source.dtype)
+        check_appended(lake.storage, target.at(0).path, about, arrays)
+    quality = _quality(source)
+    axis = axis_plan.store(say)
+    identity = {
+        "samples": axis.samples,
+        "positions": axis.positions,
+        "d_sae": source.d_sae,
+        "k": source.k,
+        "dtype": source.dtype,
+        "negatives": negatives,
+        "source": source_hash,
+    }
+    group = _create(lake, target, source, identity, quality, described, signed=negatives == "keep")
+    tasks = [
+        ImportCodesTask(
+            url=lake.storage.url,
+            options=dict(lake.storage.options),
+            key=target,
+            source=source,
+            shard=shard,
+            first=group.grid.shard(shard).start,
+            stop=group.grid.shard(shard).stop,
+        )
+        for shard in group.missing_shards()
+    ]
+    for note in described["notes"]:
+        say(f"{origin.name}: {note}")
+    threads = threads_for(described)
+    run_tasks(tasks, label=f"import {origin.name}", unit="rows", threads=threads, quiet=quiet)
     return ImportResult(
         key=target,
         rows=group.grid.rows,
@@ -231,7 +259,7 @@ def _create(
         identity=identity,
         attributes={
             "k": source.k,
-            "keeps_all": False,
+            "keeps_all": described.get("keeps_all", False),
             "d_sae": source.d_sae,
             "dtype": source.dtype,
             "sample_type": key.sample_type,

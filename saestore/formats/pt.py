@@ -40,15 +40,31 @@ _STORAGE = {
 
 
 @dataclass(frozen=True)
+class SparseRegion:
+    """A sparse COO tensor inside a file.
+
+    indices : (number of axes, n) int64
+    values : (n,)
+    shape : of the tensor
+    """
+
+    indices: Region
+    values: Region
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class PtFile:
     """What a PyTorch file holds.
 
     tensors : name -> where it lies; nested names are joined by dots, a file that is one tensor has the name ""
+    sparse : the same of sparse COO tensors; they are in `unreadable` too, as they have no rows that can be read
     plain : name -> text or number, of the topmost dict
     unreadable : name -> why a tensor cannot be read in place (sparse, quantised, an unusual type)
     """
 
     tensors: dict[str, Region]
+    sparse: dict[str, SparseRegion]
     plain: dict[str, str | int | float]
     unreadable: dict[str, str]
 
@@ -75,16 +91,20 @@ def open_pt(path: Path) -> PtFile:
     starts = _record_starts(path)
     content = _load_meta(path)
     tensors: dict[str, Region] = {}
+    sparse: dict[str, SparseRegion] = {}
     unreadable: dict[str, str] = {}
     for name, tensor in _named_tensors(content):
         found = _region(tensor, stamp, starts)
+        of_sparse = _sparse_region(tensor, stamp, starts)
+        if of_sparse is not None:
+            sparse[name] = of_sparse
         if isinstance(found, Region):
             tensors[name] = found
         else:
             unreadable[name] = found
     items = content.items() if isinstance(content, dict) else ()
     plain = {str(name): value for name, value in items if isinstance(value, str | int | float)}
-    return PtFile(tensors=tensors, plain=plain, unreadable=unreadable)
+    return PtFile(tensors=tensors, sparse=sparse, plain=plain, unreadable=unreadable)
 
 
 def _record_starts(path: Path) -> dict[int, int]:
@@ -133,6 +153,18 @@ def _named_tensors(content: object, prefix: str = "") -> list[tuple[str, torch.T
     else:
         return []
     return [found for name, value in parts for found in _named_tensors(value, f"{prefix}.{name}" if prefix else name)]
+
+
+def _sparse_region(tensor: torch.Tensor, stamp: FileStamp, starts: dict[int, int]) -> SparseRegion | None:
+    """Return where the parts of a sparse COO meta tensor of numbers lie in its file; None for other tensors."""
+    import torch
+
+    if tensor.layout != torch.sparse_coo or tensor.dense_dim():
+        return None
+    indices, values = (_region(part, stamp, starts) for part in (tensor._indices(), tensor._values()))
+    if not isinstance(indices, Region) or not isinstance(values, Region):
+        return None
+    return SparseRegion(indices, values, tuple(tensor.shape))
 
 
 def _region(tensor: torch.Tensor, stamp: FileStamp, starts: dict[int, int]) -> Region | str:

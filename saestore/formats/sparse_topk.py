@@ -89,7 +89,7 @@ class SparseTopkFiles:
         self._refuse_twice(units, full, start)
         kept = np.where(full, units, 0).astype(np.uint32)
         stored = np.where(full, stored, stored.dtype.type(0))
-        return *_in_slot_order(kept, stored, np.where(full, values, 0), full), None
+        return *in_slot_order(kept, stored, np.where(full, values, 0), full), None
 
     def _refuse_twice(self, units: NDArray[np.int64], full: NDArray[np.bool_], start: int) -> None:
         # Empty slots get numbers of their own, which no unit has, so that they never count as twice the same.
@@ -240,10 +240,16 @@ def _as_numbers(stored: NDArray[Any], dtype: str) -> NDArray[np.float32]:
     return stored.astype(np.float32, copy=False)
 
 
-def _in_slot_order(
+def in_slot_order(
     units: NDArray[np.uint32], stored: NDArray[Any], values: NDArray[np.float32], full: NDArray[np.bool_]
 ) -> tuple[NDArray[np.uint32], NDArray[Any]]:
-    """Order slots by (magnitude descending, unit ascending), empty ones last; rows so ordered are left alone."""
+    """Order slots by (magnitude descending, unit ascending), empty ones last; rows so ordered are left alone.
+
+    Parameters
+    ----------
+    units, stored, values, full : (n, k)
+        Unit ids and values as stored, which are ordered in place; the values as numbers; which slots are not empty.
+    """
     left, right = slice(None, -1), slice(1, None)
     size = np.abs(values)
     above = size[:, left] > size[:, right]

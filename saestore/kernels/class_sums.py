@@ -18,7 +18,7 @@ float64, so that the ranking depends neither on the order of rows nor on blocks.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,9 @@ from numpy.typing import NDArray
 from saestore.kernels.quantize import as_float32
 
 _EPSILON = 1e-6
+
+Normalisation = Literal["mean", "none"]
+"""Whether the difference of means is divided by the mean where the unit is active."""
 
 
 @dataclass
@@ -61,7 +64,25 @@ class ClassSums:
             0 or 1.
         """
         rows, slots = np.nonzero(values)
-        units, found = indices[rows, slots], as_float32(values[rows, slots]).astype(np.float64)
+        self.add_entries(rows, indices[rows, slots], as_float32(values[rows, slots]), labels)
+
+    def add_entries(
+        self,
+        rows: NDArray[np.integer[Any]],
+        units: NDArray[np.integer[Any]],
+        values: NDArray[np.float32],
+        labels: NDArray[np.integer[Any]],
+    ) -> None:
+        """Add rows given by their entries.
+
+        Parameters
+        ----------
+        rows, units, values : (m,)
+            Where rows, counted among these, are not 0, and what they are there.
+        labels : (n,) integers
+            0 or 1.
+        """
+        found = values.astype(np.float64)
         # One entry after the other, not block sums: what is added up does not depend on where blocks end.
         np.add.at(self.sums, (labels[rows], units), found)
         np.add.at(self.magnitudes, units, np.abs(found))

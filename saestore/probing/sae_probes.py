@@ -9,27 +9,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from saestore.codes import Codes
 from saestore.errors import InputError
-from saestore.kernels.class_sums import ClassSums, ranked
+from saestore.kernels.class_sums import ClassSums, Normalisation, ranked
+from saestore.kernels.densify import densify, unit_lookup
 from saestore.probing.classifiers import Penalty, logistic
 from saestore.probing.splits import SEED
 from saestore.probing.validation import Labels, Scores
-
-Normalisation = Literal["mean", "none"]
 
 KS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 """Numbers of units of the benchmark's normal setting."""
 
 OTHER_KS = (16, 128)
 """Those of its other settings."""
-
-_BLOCK_ROWS = 1_024
 
 
 @dataclass(frozen=True)
@@ -73,69 +69,77 @@ class Design:
     y_test: Labels
 
 
-def rank_units(
-    codes: Codes,
-    rows: NDArray[np.int64],
-    labels: Labels,
-    *,
-    limit: int = KS[-1],
-    normalisation: Normalisation = "mean",
-) -> Ranking:
-    """Rank the units of codes by the difference of their means between the classes of training rows.
+class SampleCodes:
+    """Codes of chosen rows in memory, from which units are ranked and columns are taken.
+
+    All cells of a task share one, so that its codes are read once.
 
     Parameters
     ----------
     codes : Codes
         Of a view, its units alone are ranked.
     rows : (n,) int64
-        Places of the training rows; those alone are read, in blocks.
-    labels : (n,) integers
-        0 or 1, both of which occur; the noisy ones where labels are noisy.
-    limit : int
-        How many units, at most as many as there are.
-    normalisation : {"mean", "none"}
-        Divide the difference by the unit's mean where it is active, or not (the benchmark's older rule, which its OOD
-        and multi-token results use).
+        Places of the rows that train or test in some cell.
 
     Raises
     ------
-    InputError
-        There are fewer units, or rows are of one class.
     HoleError
         Rows were never written.
     """
-    if normalisation not in ("mean", "none"):
-        raise InputError(f"unknown normalisation {normalisation!r}: expected mean or none")
-    units = codes.kept_units
-    if not 1 <= limit <= len(units):
-        raise InputError(f"{limit} units of {codes!r} were asked for, which has {len(units)}; give smaller k")
-    if set(np.unique(labels).tolist()) != {0, 1}:
-        raise InputError(f"labels of training rows are {np.unique(labels).tolist()[:5]}; expected both 0 and 1")
-    sums = ClassSums.empty(codes.d_sae)
-    order = np.argsort(rows, kind="stable")  # neighbours share chunks
-    for start in range(0, len(order), _BLOCK_ROWS):
-        places = order[start : start + _BLOCK_ROWS]
-        block = codes.rows(rows[places])
-        sums.add(block.indices, block.values, labels[places])
-    scores = sums.scores(normalised=normalisation == "mean")[units]
-    best = ranked(scores, limit)
-    return Ranking(units[best], scores[best])
 
+    def __init__(self, codes: Codes, rows: NDArray[np.int64]) -> None:
+        self.units = codes.kept_units
+        self._d_sae = codes.d_sae
+        self._name = repr(codes)
+        self._rows = np.unique(rows)
+        read = codes.rows(self._rows)
+        self._indices, self._values = read.indices, read.values
 
-def design_of(
-    codes: Codes,
-    units: NDArray[np.int64],
-    train: tuple[NDArray[np.int64], Labels],
-    test: tuple[NDArray[np.int64], Labels],
-) -> Design:
-    """Read training and test rows, each places and labels, of chosen units.
+    def rank(
+        self, rows: NDArray[np.int64], labels: Labels, *, limit: int = KS[-1], normalisation: Normalisation = "mean"
+    ) -> Ranking:
+        """Rank units by the difference of their means between the classes of training rows.
 
-    Raises
-    ------
-    BudgetError, HoleError, MissingError
-        As for `Codes.dense`.
-    """
-    return Design(units, codes.dense(train[0], units), train[1], codes.dense(test[0], units), test[1])
+        Parameters
+        ----------
+        rows : (n,) int64
+            The training rows.
+        labels : (n,) integers
+            0 or 1, both of which occur; the noisy ones where labels are noisy.
+        limit : int
+            How many units, at most as many as there are.
+        normalisation : {"mean", "none"}
+            Divide the difference by the unit's mean where it is active, or not (the benchmark's older rule, which its
+            OOD and multi-token results use).
+
+        Raises
+        ------
+        InputError
+            There are fewer units, or rows are of one class.
+        """
+        if normalisation not in ("mean", "none"):
+            raise InputError(f"unknown normalisation {normalisation!r}: expected mean or none")
+        if not 1 <= limit <= len(self.units):
+            raise InputError(
+                f"{limit} units of {self._name} were asked for, which has {len(self.units)}; give smaller k"
+            )
+        if set(np.unique(labels).tolist()) != {0, 1}:
+            raise InputError(f"labels of training rows are {np.unique(labels).tolist()[:5]}; expected both 0 and 1")
+        sums = ClassSums.empty(self._d_sae)
+        places = self._places(rows)
+        sums.add(self._indices[places], self._values[places], labels)
+        scores = sums.scores(normalised=normalisation == "mean")[self.units]
+        best = ranked(scores, limit)
+        return Ranking(self.units[best], scores[best])
+
+    def columns(self, rows: NDArray[np.int64], units: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return chosen units of rows, dense: (n, m) float32, as stored and not scaled."""
+        places = self._places(rows)
+        lookup = unit_lookup(units, self._d_sae)
+        return densify(self._indices[places], self._values[places], lookup, d_sae=self._d_sae)
+
+    def _places(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        return np.searchsorted(self._rows, rows)
 
 
 def fit_probes(design: Design, *, ks: Sequence[int] = KS, penalty: Penalty = "l1", seed: int = SEED) -> list[SAEProbe]:

@@ -9,7 +9,8 @@ Sizes, with n the rows that can be drawn with equal classes (`saestore.probing.s
 - scarcity: 2 to 1024 training rows, each size up to n - 100, and all others but one test;
 - imbalance: one size for all fractions, the largest that both 5 % and 95 % positives leave room for. The test rows have
   the training rows' fraction of positives;
-- out of distribution: 1024 training rows of the first 1500, and all rows of another dataset test.
+- out of distribution: 1024 training rows of the first 1500, and all rows of another dataset test;
+- multi-token: as normal, but no row is left over: all others test.
 
 Fractions are the values of `np.linspace` as they come, so that 0.4 of the imbalance grid is 0.39999999999999997, as in
 the SAE probes of the benchmark. Its baselines round to multiples of 1/20 first; because positives are rounded up, that
@@ -31,7 +32,7 @@ from saestore.errors import InputError
 from saestore.probing.splits import MAX_ROWS, MIN_TEST_ROWS, SEED, balanced_rows, shortage, split_rows
 from saestore.probing.tasks import Task
 
-SettingName = Literal["normal", "scarcity", "imbalance", "label_noise", "ood"]
+SettingName = Literal["normal", "scarcity", "imbalance", "label_noise", "ood", "multi_token"]
 
 MAX_TRAIN_ROWS = 1_024
 OOD_ROWS = 1_500
@@ -45,6 +46,17 @@ POSITIVE_FRACTIONS: tuple[float, ...] = tuple(np.linspace(0.05, 0.95, 19).tolist
 
 FLIPPED_FRACTIONS: tuple[float, ...] = tuple(np.linspace(0, 0.5, 11).tolist())
 """Fractions of flipped training labels of label noise, 0 to 0.5."""
+
+
+GRID_CELLS: Mapping[SettingName, int] = {
+    "normal": 1,
+    "scarcity": len(TRAIN_SIZES),
+    "imbalance": len(POSITIVE_FRACTIONS),
+    "label_noise": len(FLIPPED_FRACTIONS),
+    "ood": 1,
+    "multi_token": 1,
+}
+"""How many cells a setting has."""
 
 
 def _no_rows() -> NDArray[np.int64]:
@@ -112,8 +124,8 @@ def cells(task: Task, setting: SettingName, *, seed: int = SEED, max_rows: int =
     ----------
     task : Task
     setting : str
-        `normal` (1 cell), `scarcity` (20), `imbalance` (19) or `label_noise` (11). `ood` needs a second dataset; see
-        `out_of_distribution`.
+        `normal` (1 cell), `scarcity` (20), `imbalance` (19), `label_noise` (11) or `multi_token` (1). `ood` needs a
+        second dataset; see `out_of_distribution`.
     seed : int
         Of the split of each cell, and of the flipped labels.
     max_rows : int
@@ -194,6 +206,10 @@ def _normal(task: Task, seed: int, max_rows: int) -> list[Cell | Skipped]:
     return [_balanced(task, "normal", _normal_size(task, max_rows), seed, max_rows)]
 
 
+def _multi_token(task: Task, seed: int, max_rows: int) -> list[Cell | Skipped]:
+    return [_balanced(task, "multi_token", _normal_size(task, max_rows), seed, max_rows, left_over=0)]
+
+
 def _scarcity(task: Task, seed: int, max_rows: int) -> list[Cell | Skipped]:
     return [_balanced(task, "scarcity", num_train, seed, max_rows) for num_train in TRAIN_SIZES]
 
@@ -231,6 +247,7 @@ _CELLS: Mapping[str, Callable[[Task, int, int], list[Cell | Skipped]]] = {
     "scarcity": _scarcity,
     "imbalance": _imbalance,
     "label_noise": _label_noise,
+    "multi_token": _multi_token,
 }
 
 
@@ -239,14 +256,16 @@ def _normal_size(task: Task, max_rows: int) -> int:
     return min(balanced_rows(task.labels, max_rows=max_rows) - MIN_TEST_ROWS, MAX_TRAIN_ROWS)
 
 
-def _balanced(task: Task, setting: SettingName, num_train: int, seed: int, max_rows: int) -> Cell | Skipped:
-    """Return a cell of equal classes in which all rows but one train or test."""
+def _balanced(
+    task: Task, setting: SettingName, num_train: int, seed: int, max_rows: int, *, left_over: int = 1
+) -> Cell | Skipped:
+    """Return a cell of equal classes in which all rows but those left over train or test."""
     n = balanced_rows(task.labels, max_rows=max_rows)
     if not 2 <= num_train <= n - MIN_TEST_ROWS:
         needed = max(num_train, 2) + MIN_TEST_ROWS
         why_not = f"{n:,} rows of equal classes; {setting.replace('_', ' ')} needs {needed:,} here"
         return Skipped(task.name, setting, num_train, None, why_not)
-    return _drawn(task, setting, num_train, n - num_train - 1, seed, max_rows)
+    return _drawn(task, setting, num_train, n - num_train - left_over, seed, max_rows)
 
 
 def _drawn(

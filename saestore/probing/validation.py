@@ -28,6 +28,7 @@ from saestore.errors import InputError
 
 Matrix = NDArray[np.floating[Any]]
 Labels = NDArray[np.integer[Any]]
+Probability = NDArray[np.floating[Any]]
 Places = NDArray[np.int64]
 Setting = float | int | str | tuple[int, ...]
 
@@ -168,7 +169,7 @@ def choose(
     candidates: Sequence[C],
     parts: Sequence[Fold],
     y_train: Labels,
-    probability: Callable[[C, Fold], NDArray[np.floating[Any]]],
+    probability: Callable[[C, Fold], Probability],
 ) -> Chosen[C]:
     """Choose the candidate that does best over the folds.
 
@@ -182,25 +183,70 @@ def choose(
     probability : callable
         Fits a candidate to the rows that train and returns the probability of class 1 for those that validate.
     """
-    scores = []
-    for candidate in candidates:
-        aucs = []
-        for fold in parts:
-            is_one_class = len(np.unique(y_train[fold.train])) < 2
-            aucs.append(0.5 if is_one_class else auc(y_train[fold.validation], probability(candidate, fold)))
-        scores.append(float(np.mean(aucs)))
+    return choose_by_fold(
+        candidates, parts, y_train, lambda fold: [probability(candidate, fold) for candidate in candidates]
+    )
+
+
+def choose_by_fold(
+    candidates: Sequence[C],
+    parts: Sequence[Fold],
+    y_train: Labels,
+    probabilities: Callable[[Fold], Sequence[Probability]],
+) -> Chosen[C]:
+    """Choose like `choose`, where all candidates are fitted to a fold at once.
+
+    Parameters
+    ----------
+    candidates, parts, y_train
+        As for `choose`.
+    probabilities : callable
+        Returns the probability of class 1 by each candidate for the rows that validate.
+    """
+    aucs = np.full((len(candidates), len(parts)), 0.5)
+    for place, fold in enumerate(parts):
+        if len(np.unique(y_train[fold.train])) == 2:
+            aucs[:, place] = [auc(y_train[fold.validation], found) for found in probabilities(fold)]
+    scores = aucs.mean(axis=1).tolist()
     place = best(scores)
     return Chosen(candidates[place], scores[place])
 
 
-def auc(y: Labels, probability: NDArray[np.floating[Any]]) -> float:
-    """Return the area under the ROC curve; NaN where the rows are of one class."""
-    if len(np.unique(y)) < 2:
+def auc(y: Labels, probability: Probability) -> float:
+    """Return the area under the ROC curve; NaN where the rows are of one class.
+
+    The corners of the curve are joined by straight lines (Fawcett 2006) and summed up from the largest probability on,
+    as scikit-learn's `roc_auc_score` does: the bits are the same, and so is the first of equally good candidates. It
+    would take ten times as long, most of it to check what it is given, and with few rows longer than to fit.
+
+    Parameters
+    ----------
+    y : (n,) integers
+        0 or 1.
+    probability : (n,) floats
+        Of class 1, or any other finite score.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> auc(np.array([0, 1, 0, 1]), np.array([0.1, 0.4, 0.4, 0.8]))
+    0.875
+    """
+    positive = int(np.count_nonzero(y))
+    if positive in (0, len(y)):
         return math.nan
-    return float(imported("sklearn.metrics", "the area under the ROC curve").roc_auc_score(y, probability))
+    order = np.argsort(-probability, kind="stable")
+    ends = np.flatnonzero(np.append(np.diff(probability[order]) != 0, True))  # the last row of each probability
+    hits = np.cumsum(y[order])[ends]
+    misses = ends + 1 - hits
+    # Points on a straight line are left out: to go through them would round differently.
+    bends = np.ones(len(ends), np.bool_)
+    bends[1:-1] = (np.diff(hits, 2) != 0) | (np.diff(misses, 2) != 0)
+    rates = (np.append(0, counts[bends]) / counts[-1] for counts in (hits, misses))
+    return float(np.trapezoid(*rates))
 
 
-def measure(y_test: Labels, predicted: Labels, probability: NDArray[np.floating[Any]]) -> tuple[float, float, float]:
+def measure(y_test: Labels, predicted: Labels, probability: Probability) -> tuple[float, float, float]:
     """Return weighted F1, accuracy and AUC of the test rows.
 
     Parameters

@@ -1,10 +1,12 @@
-"""Plots as SVG that stands inside a page: the same numbers give the same bytes, and text stays text."""
+"""Plots as SVG that stands inside a page and as PNG files: the same numbers give the same bytes, text stays text."""
 
 from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 INK, FAINT, BLUE, ORANGE, GREEN = "#1c2430", "#8a94a1", "#1f5fa8", "#d65414", "#12703c"
+SKY, VIOLET, OLIVE, SAND = "#5a9bd4", "#7a5fa8", "#9a8a1c", "#e39a66"
 
 _STYLE: Any = {
     "axes.axisbelow": True,
@@ -32,10 +35,39 @@ _STYLE: Any = {
     "grid.color": "#e7ebf0",
     "legend.frameon": False,
     "svg.fonttype": "none",
+    "text.parse_math": False,  # a dollar sign in a name is one
     "xtick.color": INK,
     "ytick.color": INK,
 }
 _WIDE_DECADES = 3
+_DOTS_PER_INCH = 200
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """A drawing that stands inside a page, and is a file too.
+
+    name : unlike that of any other on the page
+    size : (width, height) in inches
+    label : what is drawn, in plain words without markup
+    draw : draws into an empty figure
+    """
+
+    name: str
+    size: tuple[float, float]
+    label: str
+    draw: Callable[[Figure], None]
+
+    def svg(self) -> str:
+        """Return the drawing as an `svg` element."""
+        return svg(self.name, self.size, self.label, self.draw)
+
+    def png(self) -> bytes:
+        """Return the drawing as a PNG file on white."""
+        out = io.BytesIO()
+        with _drawn(self.name, self.size, self.draw) as figure:
+            figure.savefig(out, format="png", dpi=_DOTS_PER_INCH, facecolor="white", metadata={"Software": None})
+        return out.getvalue()
 
 
 def require_matplotlib() -> None:
@@ -58,20 +90,27 @@ def svg(name: str, size: tuple[float, float], label: str, draw: Callable[[Figure
     label : str
         What is drawn, for those who do not see it; plain words without markup.
     draw : callable
-        Draws into an empty figure. Texts of users are not for it: they would be read as formulas.
+        Draws into an empty figure.
     """
+    out = io.StringIO()
+    with _drawn(name, size, draw) as figure:
+        figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    return _inside_a_page(out.getvalue(), name, label)
+
+
+@contextmanager
+def _drawn(name: str, size: tuple[float, float], draw: Callable[[Figure], None]) -> Iterator[Figure]:
+    """Draw in the project's own style, which holds while the figure is saved."""
     import matplotlib
     from matplotlib.figure import Figure
 
-    out = io.StringIO()
     with matplotlib.rc_context():
         matplotlib.rcdefaults()  # a user's own style would change the bytes
         matplotlib.rcParams.update(_STYLE)
         matplotlib.rcParams["svg.hashsalt"] = name
         figure = Figure(figsize=size, layout="constrained")
         draw(figure)
-        figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    return _inside_a_page(out.getvalue(), name, label)
+        yield figure
 
 
 def log_ticks(axis: Axis, values: NDArray[Any]) -> None:

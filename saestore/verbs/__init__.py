@@ -9,8 +9,10 @@ from saestore.verbs.indexing import index
 from saestore.verbs.labelling import label
 from saestore.verbs.listing import CatalogRow, LakeStatus, catalog, status
 from saestore.verbs.making import encode, extract, import_, init
+from saestore.verbs.probe_files import probes_export, probes_import
+from saestore.verbs.probing import ProbedTask, Probes, probe
 from saestore.verbs.pruning import Pruned, prune
-from saestore.verbs.reporting import WrittenReport, report_concepts
+from saestore.verbs.reporting import WrittenProbeReport, WrittenReport, report_concepts, report_probes
 from saestore.verbs.showing import ShownRow, ShownRows, ShownUnit, TopUnits, show, top
 from saestore.verbs.slicing import dense
 from saestore.verbs.statistics import UnitTable, stats
@@ -21,6 +23,8 @@ __all__ = [
     "CatalogRow",
     "DenseFile",
     "LakeStatus",
+    "ProbedTask",
+    "Probes",
     "Pruned",
     "SAESummary",
     "ShownRow",
@@ -30,6 +34,7 @@ __all__ = [
     "TopUnits",
     "Training",
     "UnitTable",
+    "WrittenProbeReport",
     "WrittenReport",
     "catalog",
     "compare",
@@ -42,8 +47,12 @@ __all__ = [
     "init",
     "label",
     "localise",
+    "probe",
+    "probes_export",
+    "probes_import",
     "prune",
     "report_concepts",
+    "report_probes",
     "sae_import",
     "sae_list",
     "sae_train",

@@ -31,6 +31,22 @@ class WrittenReport:
     data: tuple[Path, ...]
 
 
+@dataclass(frozen=True)
+class WrittenProbeReport:
+    """A page about probes that was written.
+
+    bytes : its size
+    results : names of the results that it shows
+    data, pictures : the tables and the PNG files that were written beside it
+    """
+
+    path: Path
+    bytes: int
+    results: tuple[str, ...]
+    data: tuple[Path, ...]
+    pictures: tuple[Path, ...]
+
+
 def report_concepts(
     lake: LakeLike,
     datasets: str | Sequence[str] | None = None,
@@ -98,9 +114,7 @@ def report_concepts(
 
     if maps < 0:
         raise InputError(f"maps {maps} is below 0; give the most concepts to map, 0 for none")
-    page = Path(out).expanduser()
-    if page.is_dir():
-        raise InputError(f"{page} is a folder; give the file to write, such as {page / 'report.html'}")
+    page = _page(out)
     opened = open_lake(lake, catalog=catalog)
     found = matching_codes(
         opened, datasets=datasets, sae=sae, layer=layer, sample_type=sample_type, model=model, view=view
@@ -119,7 +133,89 @@ def report_concepts(
     )
 
 
-def _write(path: Path, content: str, option: str) -> Path:
+def report_probes(
+    lake: LakeLike,
+    *,
+    out: str | os.PathLike[str],
+    published: str | os.PathLike[str] | None = None,
+    data: str | os.PathLike[str] | None = None,
+    png: str | os.PathLike[str] | None = None,
+    stamp: str | None = None,
+    catalog: Catalog | None = None,
+) -> WrittenProbeReport:
+    """Write the figures of the probing benchmark as one HTML page, which needs no network and no other file.
+
+    It shows mean test AUC by setting, by k, by what each setting varies and by layer, data sets one by one, what
+    validation chose, and what was not probed. What has no results is said to be missing. The numbers of every figure
+    are in the page too.
+
+    Parameters
+    ----------
+    lake : Lake, str or path
+        Its results of `probe`, of every model and name, are shown.
+    out : path
+        The page.
+    published : path, optional
+        A folder with result tables of the benchmark's authors, which are shown beside those of the lake; the lake need
+        not have results then.
+    data : path, optional
+        A folder for the numbers as CSV, one folder for each model and name in it.
+    png : path, optional
+        A folder for the figures as PNG files, likewise.
+    stamp : str, optional
+        A text for the page's foot, such as the date. Without it the same results give the same bytes.
+
+    Returns
+    -------
+    WrittenProbeReport
+
+    Raises
+    ------
+    MissingError
+        There are no results, or no published tables in the folder.
+    InputError
+        A published table has other columns or values than it should, or a file cannot be written.
+    DependencyError
+        matplotlib is not installed.
+
+    Examples
+    --------
+    >>> report_probes("lake", out="probes.html", png="figures").results  # doctest: +SKIP
+    ('lake-gemma-2-2b-last-default',)
+    """
+    from saestore.probing.published import read_published
+    from saestore.report.probes import probe_report
+
+    page = _page(out)
+    opened = open_lake(lake, catalog=catalog)
+    tables = None if published is None else read_published(Path(published).expanduser())
+    made = probe_report(opened, tables, stamp=stamp)
+    files, pictures = [], []
+    if data is not None:
+        folder = Path(data).expanduser()
+        files = [_write(folder / block.dataset / f"{block.name}.csv", block.csv(), "--data") for block in made.data]
+    if png is not None:
+        folder = Path(png).expanduser()
+        pictures = [_write(folder / f"{each.name}.png", each.png(), "--png") for each in made.pictures]
+    _write(page, made.html, "--out")
+    return WrittenProbeReport(
+        path=page,
+        bytes=page.stat().st_size,
+        results=made.results,
+        data=tuple(files),
+        pictures=tuple(pictures),
+    )
+
+
+def _page(out: str | os.PathLike[str]) -> Path:
+    """Return where a page is to be, which is no folder (InputError)."""
+    page = Path(out).expanduser()
+    if page.is_dir():
+        raise InputError(f"{page} is a folder; give the file to write, such as {page / 'report.html'}")
+    return page
+
+
+def _write(path: Path, content: str | bytes, option: str) -> Path:
     with whole_file(path, option=option) as partial:
-        partial.write_text(content, encoding="utf-8", newline="\n")
+        partial.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8"))
     return path

@@ -59,6 +59,23 @@ def recipe(tmp_path: Path, minilm_folder: Path, monkeypatch: pytest.MonkeyPatch)
     return path
 
 
+def test_steps_are_chosen_by_number_verb_or_name(recipe: Path) -> None:
+    content = yaml.safe_load(recipe.read_text())
+    for step in content["steps"][3:5]:
+        step["name"] = "codes"
+    recipe.write_text(yaml.safe_dump(content, sort_keys=False))
+    for steps, verbs in ({("codes", "1"): ["init", "sae import", "encode"], ("top",): ["top"]}).items():
+        chosen = recipes.run(recipe, steps=steps, dry_run=True)
+        assert [step.verb for step in chosen.steps] == verbs
+    with pytest.raises(InputError, match=r"has no step 'codez'; choose from 1 \(init\), .* 4 \(codes\), 5 \(codes\)"):
+        recipes.run(recipe, steps=["codez"])
+    for wrong in ("encode", "3", 7):
+        content["steps"][3]["name"] = wrong
+        recipe.write_text(yaml.safe_dump(content, sort_keys=False))
+        with pytest.raises(InputError, match="expected a name that is no verb and no number"):
+            recipes.load_recipe(recipe)
+
+
 def test_a_recipe_runs_every_step_and_a_second_run_does_nothing(
     recipe: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

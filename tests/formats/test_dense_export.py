@@ -25,9 +25,9 @@ import saestore
 from saestore.errors import BudgetError, HoleError, InputError, MissingError
 from saestore.formats import dense_export, dense_tables
 from saestore.formats.dense_export import DenseFile, export_dense
-from saestore.formats.dense_pt import tensor_program
 from saestore.formats.dense_source import DenseSource
 from saestore.formats.pt import open_pt
+from saestore.formats.torch_files import tensor_program
 from saestore.layout import CodesKey
 from saestore.views import View, write_view
 
@@ -424,7 +424,7 @@ def test_the_program_of_a_tensor_is_what_torch_writes(shape: tuple[int, int]) ->
     rows, columns = shape
     numbers = {15: rows * columns, 3: rows, 5: columns}  # of the small tensor, each occurs only as this
     expected = [(name, numbers.get(value, value) if name == "INT" else value) for name, value in steps(theirs)]
-    assert steps(tensor_program("HalfStorage", rows, columns)) == expected
+    assert steps(tensor_program("HalfStorage", (rows, columns))) == expected
 
 
 def test_a_zarr_matrix_of_several_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

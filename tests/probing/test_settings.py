@@ -227,7 +227,7 @@ def test_classes_of_other_sizes_share_the_rarer_one() -> None:
 
 
 def test_unknown_settings_and_fractions_are_refused() -> None:
-    with pytest.raises(InputError, match=r"choose from normal, scarcity, imbalance, label_noise$"):
+    with pytest.raises(InputError, match=r"choose from normal, scarcity, imbalance, label_noise, multi_token$"):
         cells(_task(200, 200), "abundance")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="tests on another dataset: out_of_distribution"):
         cells(_task(200, 200), "ood")

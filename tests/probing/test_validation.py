@@ -123,6 +123,14 @@ def test_auc_counts_pairs(y: np.ndarray, seed: int) -> None:
     assert auc(y, probability) == pytest.approx(wins / (positive.size * negative.size), abs=1e-12)
 
 
+@given(y=labels(2, 60), seed=st.integers(0, 1_000), levels=st.sampled_from([1, 2, 5, 1_000]))
+@settings(deadline=None, max_examples=200)
+def test_auc_is_that_of_scikit_learn_bit_for_bit(y: np.ndarray, seed: int, levels: int) -> None:
+    metrics = pytest.importorskip("sklearn.metrics", reason="scikit-learn is absent: pip install 'saestore[probes]'")
+    probability = np.random.default_rng(seed).integers(0, levels, len(y)) / levels
+    assert auc(y, probability) == metrics.roc_auc_score(y, probability)
+
+
 def test_f1_is_the_mean_of_both_classes_by_their_rows() -> None:
     y, predicted = np.array([1, 1, 1, 0]), np.array([1, 1, 0, 0])
     f1, accuracy, area = measure(y, predicted, np.array([0.9, 0.8, 0.2, 0.3]))

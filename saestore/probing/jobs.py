@@ -1,0 +1,239 @@
+"""What is to be probed: which methods in which settings, over which activations or codes, and why some cannot be."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, get_args
+
+from saestore.activations import Activations
+from saestore.codes import Codes
+from saestore.errors import InputError, IntegrityError, MissingError
+from saestore.kernels.class_sums import Normalisation
+from saestore.lake import Lake
+from saestore.layout import ALL_UNITS, POSITION_TYPES, PROBES, ActivationsKey, CodesKey, RowsKey, check_name
+from saestore.parts import Stored
+from saestore.probe_results import ProbeResult, check_free, read_result
+from saestore.probing.multi_token import POOLED_K
+from saestore.probing.sae_probes import KS, OTHER_KS
+from saestore.probing.settings import GRID_CELLS, SettingName
+from saestore.probing.splits import SEED
+from saestore.probing.tasks import Refusal, Task, read_task
+from saestore.tables import Samples
+
+BASELINES = ("logreg", "pca", "knn", "xgboost", "mlp")
+SAE_METHODS = ("sae-l1", "sae-l2")
+TOKEN_BASELINES = ("concat", "attention")
+TOKEN_SAE_METHODS = ("sae-mean", "sae-max")
+METHODS = (*BASELINES, *SAE_METHODS, *TOKEN_BASELINES, *TOKEN_SAE_METHODS)
+
+SETTINGS: Mapping[SettingName, tuple[str, ...]] = {
+    "normal": (*BASELINES, *SAE_METHODS),
+    "scarcity": (*BASELINES, *SAE_METHODS),
+    "imbalance": (*BASELINES, *SAE_METHODS),
+    "label_noise": ("logreg", *SAE_METHODS),
+    "ood": ("logreg", *SAE_METHODS),
+    "multi_token": (*TOKEN_BASELINES, *TOKEN_SAE_METHODS),
+}
+"""The settings, and what the benchmark probes with in each."""
+
+TEST_DATASET = "{dataset}_OOD"
+"""The name of the dataset that tests out of distribution what another one trained."""
+
+
+@dataclass(frozen=True)
+class ProbeOptions:
+    """How to probe.
+
+    name : of the results
+    label : column or concept of the sample tables; None for `label` or `target`
+    ks : numbers of units of SAE probes; None for those of the benchmark
+    normalisation : of the ranking of units, as for `SampleCodes.rank`
+    seed : of splits, flipped labels, folds, solvers and draws
+    test_dataset : name of the dataset that tests out of distribution
+    device : of attention probes
+    """
+
+    name: str = "default"
+    label: str | None = None
+    ks: tuple[int, ...] | None = None
+    normalisation: Normalisation = "mean"
+    seed: int = SEED
+    test_dataset: str = TEST_DATASET
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        check_name(self.name, "result")
+        if self.ks is not None and (not self.ks or min(self.ks) < 1 or len(set(self.ks)) != len(self.ks)):
+            raise InputError(f"numbers of units are {list(self.ks)}; expected different positive ones")
+        if self.normalisation not in get_args(Normalisation):
+            raise InputError(f"normalisation {self.normalisation!r}; choose mean or none")
+        if not 0 <= self.seed < 1 << 32:
+            raise InputError(f"seed {self.seed}; expected a whole number from 0 to {(1 << 32) - 1}")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One method in one setting, over the rows of one dataset; picklable.
+
+    key : the activations or codes
+    view : of the codes; None for all units
+    """
+
+    key: RowsKey
+    view: str | None
+    setting: SettingName
+    method: str
+    options: ProbeOptions
+
+    @property
+    def ks(self) -> tuple[int, ...]:
+        """Numbers of units to probe with, ascending; none of activations."""
+        if not isinstance(self.key, CodesKey):
+            return ()
+        if self.setting == "multi_token":
+            return (POOLED_K,) if self.options.ks is None else tuple(sorted(self.options.ks))
+        default = KS if self.setting == "normal" else OTHER_KS
+        return default if self.options.ks is None else tuple(sorted(self.options.ks))
+
+    @property
+    def size(self) -> int:
+        """How many probes it fits, skipped cells counted."""
+        return GRID_CELLS[self.setting] * max(1, len(self.ks))
+
+    @property
+    def test_dataset(self) -> str | None:
+        """The dataset that tests, where it is another one."""
+        if self.setting != "ood":
+            return None
+        return self.options.test_dataset.replace("{dataset}", self.key.dataset)
+
+
+@dataclass(frozen=True)
+class Opened:
+    """What a job reads.
+
+    rows, test_rows : activations or codes; the same where a dataset tests itself
+    """
+
+    samples: Samples
+    task: Task
+    rows: Activations | Codes
+    test_samples: Samples
+    test_task: Task
+    test_rows: Activations | Codes
+
+    @property
+    def group(self) -> Stored:
+        """The row group that trains."""
+        return self.rows.group
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A job, and what there is of it.
+
+    path : of its result; None where nothing can be said
+    reason : why it cannot be done; else empty
+    result : what is stored already, or None
+    """
+
+    job: Job
+    path: str | None
+    reason: str
+    result: ProbeResult | None
+
+
+def open_job(lake: Lake, job: Job) -> Opened:
+    """Open what a job reads.
+
+    Raises
+    ------
+    MissingError, IntegrityError
+        Activations or codes, samples or a view are absent or damaged.
+    InputError
+        The dataset is no task, and why; or the dataset that tests has another number of values.
+    """
+    samples, task, rows = _open(lake, job.key, job.view, job.options.label)
+    if job.test_dataset is None:
+        return Opened(samples, task, rows, samples, task, rows)
+    label = job.options.label
+    return Opened(samples, task, rows, *_open(lake, _at(job.key, job.test_dataset), job.view, label))
+
+
+def _open(lake: Lake, key: RowsKey, view: str | None, label: str | None) -> tuple[Samples, Task, Activations | Codes]:
+    samples = lake.samples(key.dataset)
+    rows: Activations | Codes
+    if isinstance(key, CodesKey):
+        codes = Codes.open(lake.storage, key)
+        rows = codes if view is None else codes.view(view)
+    else:
+        rows = Activations.open(lake.storage, key)
+    task = read_task(samples, label)
+    if isinstance(task, Refusal):
+        raise InputError(f"{task.name}: {task.reason}")
+    return samples, task, rows
+
+
+def _at(key: RowsKey, dataset: str) -> RowsKey:
+    if isinstance(key, CodesKey):
+        return CodesKey(dataset, key.model, key.layer, key.sae, key.sample_type)
+    return ActivationsKey(dataset, key.model, key.layer, key.sample_type)
+
+
+def identity_of(job: Job, opened: Opened) -> dict[str, Any]:
+    """Return what determines the numbers of a job, as JSON values."""
+    same = opened.test_rows is opened.rows
+    identity: dict[str, Any] = {
+        "samples": opened.samples.digest,
+        "label": opened.task.label,
+        "rows": opened.rows.group.attributes["run"],
+        "seed": job.options.seed,
+        "test": None
+        if same
+        else {"samples": opened.test_samples.digest, "rows": opened.test_rows.group.attributes["run"]},
+    }
+    if isinstance(job.key, CodesKey):
+        identity |= {"ks": list(job.ks), "view": job.view, "normalisation": job.options.normalisation}
+    return identity
+
+
+def result_path(job: Job, rows: Activations | Codes) -> str:
+    """Return where the result of a job lies."""
+    if isinstance(job.key, CodesKey):
+        assert isinstance(rows, Codes)
+        root = job.key.results_path(rows.run, job.view or ALL_UNITS, PROBES)
+    else:
+        root = job.key.probes_path
+    return f"{root}/{job.options.name}/{job.setting}-{job.method}"
+
+
+def plan(lake: Lake, jobs: Sequence[Job]) -> list[Planned]:
+    """Say of each job whether it is done, can be done, or why it cannot; nothing is written.
+
+    Raises
+    ------
+    ConflictError
+        A result of that name was made differently.
+    """
+    found = []
+    for job in jobs:
+        try:
+            opened = open_job(lake, job)
+        except (MissingError, InputError, IntegrityError) as error:
+            found.append(Planned(job, None, str(error), None))
+            continue
+        path = result_path(job, opened.rows)
+        stored = check_free(lake.storage, path, identity_of(job, opened))
+        found.append(Planned(job, path, "", read_result(lake.storage, path, job.key) if stored else None))
+    return found
+
+
+def check_combination(setting: str, method: str, sample_type: str) -> None:
+    """Refuse what no probe is: a method of tokens on samples, or the other way round (InputError)."""
+    if (setting == "multi_token") != (method in (*TOKEN_BASELINES, *TOKEN_SAE_METHODS)):
+        methods = ", ".join(SETTINGS["multi_token"] if setting == "multi_token" else (*BASELINES, *SAE_METHODS))
+        raise InputError(f"setting {setting} has no method {method!r}; choose from {methods}")
+    if (setting == "multi_token") != (sample_type in POSITION_TYPES):
+        needed = "tokens" if setting == "multi_token" else "one row a sample (last, mean, max or cls)"
+        raise InputError(f"setting {setting} needs {needed}, and {sample_type} is not; give another --sample-type")
