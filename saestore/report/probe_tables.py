@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from saestore._natural_order import natural
 from saestore.lake import Lake
-from saestore.probing.quiver import natural
 from saestore.probing.tasks import Refusal, read_task
 from saestore.report.page import Cell, Section, missing, number, paragraph, table, whole
 from saestore.report.probe_part import SETTING_NAMES, Part, frame_data, several

@@ -14,8 +14,9 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
+from saestore._natural_order import natural
 from saestore.layout import POSITION_TYPES
-from saestore.probing.quiver import BASELINES, CANDIDATE, choose, natural, tie_places
+from saestore.probing.quiver import BASELINES, CANDIDATE, choose, tie_places
 
 SETTINGS = ("normal", "scarcity", "imbalance", "label_noise", "ood", "multi_token")
 QUIVER_SETTINGS = ("normal", "scarcity", "imbalance", "multi_token")
@@ -273,7 +274,7 @@ def _leading(saes: pd.DataFrame) -> str | None:
 def _competing(saes: pd.DataFrame) -> tuple[str, ...]:
     """Return the SAE probes of the quiver.
 
-    Of the benchmark's k, 16 and 128, where there are such; of the SAEs that were probed with few rows or unequal classes
+    Of the benchmark's k, 16 and 128, where there are such; of the SAEs that scarcity or imbalance were probed with
     too, where there are such: else every probe that was ever fitted would compete in the normal setting.
     """
     some = saes[saes["k"].isin(_KS)]

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from saestore.probing.quiver import candidate_order, choose, natural, tie_places
+from saestore._natural_order import natural
+from saestore.probing.quiver import candidate_order, choose, tie_places
 
 BASELINES = ["logreg", "pca", "knn", "xgboost", "mlp"]
 SAES = ["s2", "s10", "S2", "s2b"]

@@ -451,7 +451,7 @@ def test_published_results_have_a_chapter_of_their_own(lake: Lake, tmp_path: Pat
     assert (KEY, "normal") in of
     assert "were left out: their figures are those of the ordinary test rows" in page.by_id("caveats").text
     assert len(page.by_id("k-2").all("svg")) == 1
-    assert "20 SAE probes compete" in page.by_id("quiver-2").text
+    assert "SAE probes that compete (20): " in page.by_id("quiver-2").text
     methods = page.block("published-gemma-2-9b.quiver")["method"]
     assert "SAE probes, k=16 (10)" in methods
     layers = page.block("published-gemma-2-9b.layers")["layer"]
