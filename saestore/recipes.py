@@ -362,13 +362,19 @@ def command_line(verb: str, lake: str, parameters: Mapping[str, Any]) -> str:
     --------
     >>> command_line("encode", "lake", {"saes": ["a", "b"], "sample_type": "token"})
     'saestore encode lake --saes a b --sample-type token'
+    >>> command_line("encode", "lake", {"saes": "a", "postings": False, "force": False})
+    'saestore encode lake --saes a --no-postings'
     """
+    defaults = _parameters(verb).model_fields
     words = ["saestore", *verb.split(), lake]
     argument = POSITIONAL.get(verb)
     if argument is not None and argument in parameters:
         words.append(str(parameters[argument]))
     for name, value in parameters.items():
-        if name == argument or value is None or value is False:
+        if name == argument or value is None:
+            continue
+        if value is False:
+            words += [f"--no-{name.replace('_', '-')}"] if defaults[name].default is True else []
             continue
         words.append(f"--{name.replace('_', '-')}")
         if isinstance(value, dict):
