@@ -118,11 +118,34 @@ def test_sae_probes_are_those_of_the_package(
     (result,) = [one for one in made.lake.probes(TAG) if one.name == name]
     mine = [(cell, one) for cell in result.cells for one in cell.probes]
     assert len(mine) == len(expected) >= len(KS)
+    compared = 0
     for (cell, one), row in zip(mine, expected, strict=True):
         assert one.k == row["k"]
-        assert list(cell.units[: one.k]) == row["indices"][: one.k]
+        swapped = set(cell.units[: one.k]) ^ set(row["indices"][: one.k])
+        if (
+            swapped
+        ):  # the package leaves open which of equally good units it takes, of which there are many for few rows
+            scores = own_scores(made, cell.num_train, row)[sorted(swapped)]
+            assert scores.max() - scores.min() <= 1e-5 * scores.max()
+            continue
+        compared += 1
         for metric in ("test_auc", "val_auc", "test_acc", "test_f1"):
             assert getattr(one, metric) == pytest.approx(row[metric], abs=1e-3)
+    assert compared > 0.8 * len(mine)
+
+
+def own_scores(made: Made, num_train: int, row: dict[str, Any]) -> np.ndarray:
+    """The score of every unit by the definition, on the rows that train in a cell of the package."""
+    data = own("utils_data")
+    y = data.get_yvals(TAG)
+    ratio = row.get("frac", 0.5)
+    train, _ = data.get_train_test_indices(
+        y, num_train, 100, pos_ratio=ratio
+    )  # test rows do not change which these are
+    x, labels = made.sae.dense(made.x[train]).astype(np.float64), y[train]
+    scale = np.abs(x).sum(axis=0) / ((x != 0).sum(axis=0) + 1e-6) + 1e-6
+    scores: np.ndarray = np.abs(x[labels == 1].mean(axis=0) - x[labels == 0].mean(axis=0)) / scale
+    return scores
 
 
 @pytest.mark.parametrize("method", ["logreg", "pca", "knn"])
