@@ -70,6 +70,6 @@ def test_from_texts_to_the_page(place: Path, capsys: pytest.CaptureFixture[str])
     assert "default: label_noise-sae-l1, normal-sae-l1" in capsys.readouterr().out
     assert main(["report", "probes", "lake", "--out", "page.html", "--data", "data", "--png", "figures"]) == 0
     assert "nature" in Path("page.html").read_text()
-    assert list(Path("figures").glob("*.png"))
-    assert list(Path("data").glob("*.csv"))
+    assert list(Path("figures").rglob("*.png"))
+    assert list(Path("data").rglob("*.csv"))
     assert main(["probes", "export", "lake", "files", "--what", "activations"]) in (0, 3)

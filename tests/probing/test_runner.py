@@ -139,9 +139,8 @@ def own_scores(made: Made, num_train: int, row: dict[str, Any]) -> np.ndarray:
     data = own("utils_data")
     y = data.get_yvals(TAG)
     ratio = row.get("frac", 0.5)
-    train, _ = data.get_train_test_indices(
-        y, num_train, 100, pos_ratio=ratio
-    )  # test rows do not change which these are
+    # How many rows test does not change which ones train.
+    train, _ = data.get_train_test_indices(y, num_train, 100, pos_ratio=ratio)
     x, labels = made.sae.dense(made.x[train]).astype(np.float64), y[train]
     scale = np.abs(x).sum(axis=0) / ((x != 0).sum(axis=0) + 1e-6) + 1e-6
     scores: np.ndarray = np.abs(x[labels == 1].mean(axis=0) - x[labels == 0].mean(axis=0)) / scale
