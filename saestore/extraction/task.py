@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from saestore.activations import ARRAY
-from saestore.engine.resources import load_once
-from saestore.errors import InputError
+from saestore.engine.resources import load_once, release
+from saestore.errors import ConflictError, InputError
 from saestore.extraction.hooks import HookPoint
 from saestore.extraction.images import ImagePositions
 from saestore.extraction.tokens import TextPositions, TruncationSide
@@ -55,6 +55,7 @@ class ExtractTask:
     """Shards of one dataset to fill in one pass; see `ShardTask`. Holds names and numbers only.
 
     shards : for each group's path, the shards to write
+    revision : what the model's weights were when the work was planned
     """
 
     url: str
@@ -66,11 +67,12 @@ class ExtractTask:
     shards: Mapping[str, tuple[int, ...]] = field(hash=False)
     windows: tuple[tuple[int, int], ...]
     size: int
+    revision: str
 
     def run(self, advance: Callable[[int], None]) -> None:
         """Run the windows in order; write each shard when its last row is there."""
         storage = open_storage(self.url, storage_options=self.options)
-        loaded = loaded_model(self.model)
+        loaded = loaded_model(self.model, self.revision)
         positions = _stored_positions(storage, self.key)
         with ThreadPoolExecutor(1) as pool:
             sinks = [
@@ -219,13 +221,36 @@ def group_key(key: ModelKey, layer: str, sample_type: str) -> ActivationsKey:
     return ActivationsKey(key.dataset, key.model, layer, sample_type, key.part)
 
 
-def loaded_model(spec: ModelSpec) -> LoadedModel:
-    """Return this process's model, loading it if it is not the one in memory."""
+def loaded_model(spec: ModelSpec, revision: str | None = None) -> LoadedModel:
+    """Return this process's model, loading it if it is not the one in memory.
+
+    Parameters
+    ----------
+    revision : str, optional
+        What its weights have to be. A process of a cluster may have loaded it before its folder or branch changed.
+
+    Raises
+    ------
+    ConflictError
+        They are others.
+    """
     from saestore.extraction.model import load_model
 
-    return load_once(
-        (MODEL, spec),
-        lambda: load_model(
-            spec.source, revision=spec.revision, dtype=spec.dtype, device=spec.device, max_length=spec.max_length
-        ),
-    )
+    def load() -> LoadedModel:
+        return load_once(
+            (MODEL, spec),
+            lambda: load_model(
+                spec.source, revision=spec.revision, dtype=spec.dtype, device=spec.device, max_length=spec.max_length
+            ),
+        )
+
+    loaded = load()
+    if revision not in (None, loaded.revision):
+        release(MODEL)
+        loaded = load()
+        if revision != loaded.revision:
+            raise ConflictError(
+                f"the model {spec.source} has changed since the work was planned, or is another on this worker; run "
+                "the command again"
+            )
+    return loaded

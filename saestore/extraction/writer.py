@@ -306,6 +306,7 @@ class _Job:
                         shards=mine,
                         windows=needed,
                         size=size,
+                        revision=str(layout.about["revision"]),
                     )
                 )
         return tasks

@@ -16,6 +16,8 @@ pytest.importorskip("transformers", reason="transformers is absent: pip install 
 
 from saestore.errors import ConflictError, InputError, MissingError  # noqa: E402
 from saestore.extraction import writer  # noqa: E402
+from saestore.extraction.model import load_model  # noqa: E402
+from saestore.extraction.task import loaded_model  # noqa: E402
 from saestore.extraction.writer import ModelSpec, extract  # noqa: E402
 from saestore.lake import Lake  # noqa: E402
 from saestore.samples import SampleTable, read_samples  # noqa: E402
@@ -374,6 +376,26 @@ class TestSharedAxis:
         model.save_pretrained(changed)
         with pytest.raises(ConflictError, match="model"):
             extract(lake, {"d": table(TEXTS)}, model=spec(changed), layers=[0], quiet=True)
+
+
+def test_a_model_that_changed_under_a_worker_is_loaded_anew_or_refused(bert: Path, tmp_path: Path) -> None:
+    """A process of a cluster lives on while the folder it has loaded is replaced."""
+    import transformers
+
+    place = tmp_path / "place"
+    shutil.copytree(bert, place)
+    before = loaded_model(spec(place))
+    model = transformers.BertModel.from_pretrained(place)
+    model.encoder.layer[0].output.dense.weight.data += 1
+    model.save_pretrained(place)
+    revision = load_model(str(place), device="cpu").revision
+    assert revision != before.revision
+    assert loaded_model(spec(place)) is before
+    after = loaded_model(spec(place), revision)
+    assert after.revision == revision
+    assert loaded_model(spec(place), revision) is after
+    with pytest.raises(ConflictError, match="has changed since the work was planned"):
+        loaded_model(spec(place), before.revision)
 
 
 def test_a_complete_run_loads_no_torch(lake: Lake, bert: Path) -> None:
