@@ -32,6 +32,8 @@ from saestore.layout import (
     RowsKey,
     dataset_path,
     is_name,
+    probe_names_path,
+    probe_path,
     sae_path,
     samples_path,
 )
@@ -407,11 +409,11 @@ class Lake:
         """
         of = f", view {view}" if view not in ("", ALL_UNITS) else ""
         for name in self._children(root):
-            results = self._children(f"{root}/{name}")
-            sizes = self.storage.sizes([document_key(f"{root}/{name}/{result}") for result in results])
+            results = self._children(probe_names_path(root, name))
+            sizes = self.storage.sizes([document_key(probe_path(root, name, result)) for result in results])
             yield GroupStatus(
                 kind=PROBES,
-                path=f"{root}/{name}",
+                path=probe_names_path(root, name),
                 **{"sae": "", **_names(key)},
                 rows=len(results),
                 written_rows=len(results),

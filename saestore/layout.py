@@ -303,6 +303,26 @@ def run_path(run: str) -> str:
     return f"{RUNS}/{check_name(run, 'run')}"
 
 
+def probe_path(root: str, name: str, result: str) -> str:
+    """Return the path of the result of one method in one setting, below what was probed.
+
+    Parameters
+    ----------
+    root : str
+        `ActivationsKey.probes_path`, or `CodesKey.results_path` of `PROBES`.
+    name : str
+        Of the results.
+    result : str
+        The setting and the method, as `normal-logreg`.
+    """
+    return f"{probe_names_path(root, name)}/{check_name(result, 'result')}"
+
+
+def probe_names_path(root: str, name: str) -> str:
+    """Return the path below which the results of probes of one name lie."""
+    return f"{root}/{check_name(name, 'result')}"
+
+
 def parents(path: str) -> list[str]:
     """Return the paths of all groups above a node, from the root (the empty path) down."""
     parts = path.split("/")[:-1]

@@ -12,7 +12,7 @@ from typing import Any
 
 from saestore import provenance
 from saestore.errors import ConflictError, IntegrityError
-from saestore.layout import ATTRIBUTE, FORMAT_VERSION, CodesKey, RowsKey, is_name, parents
+from saestore.layout import ATTRIBUTE, FORMAT_VERSION, CodesKey, RowsKey, is_name, parents, probe_names_path, probe_path
 from saestore.rows import shortened
 from saestore.storage import Storage, claim_document, group_document, put_document, read_document
 
@@ -199,8 +199,8 @@ def read_results(storage: Storage, root: str, key: RowsKey) -> list[ProbeResult]
     """Read all results below a path, by name, setting and method."""
     found = []
     for name in filter(is_name, storage.names(root)):
-        for method in filter(is_name, storage.names(f"{root}/{name}")):
-            result = read_result(storage, f"{root}/{name}/{method}", key)
+        for method in filter(is_name, storage.names(probe_names_path(root, name))):
+            result = read_result(storage, probe_path(root, name, method), key)
             if result is not None:
                 found.append(result)
     return found

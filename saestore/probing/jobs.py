@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, get_args
 
 from saestore.activations import Activations
 from saestore.codes import Codes
-from saestore.errors import InputError, IntegrityError, MissingError
+from saestore.errors import HoleError, InputError, IntegrityError, MissingError, SaestoreError
 from saestore.kernels.class_sums import Normalisation
 from saestore.lake import Lake
-from saestore.layout import ALL_UNITS, POSITION_TYPES, PROBES, ActivationsKey, CodesKey, RowsKey, check_name
-from saestore.parts import Stored
+from saestore.layout import ALL_UNITS, POSITION_TYPES, PROBES, ActivationsKey, CodesKey, RowsKey, check_name, probe_path
 from saestore.probe_results import ProbeResult, check_free, read_result
 from saestore.probing.multi_token import POOLED_K
 from saestore.probing.sae_probes import KS, OTHER_KS
 from saestore.probing.settings import GRID_CELLS, SettingName
 from saestore.probing.splits import SEED
 from saestore.probing.tasks import Refusal, Task, read_task
+from saestore.storage import Storage
 from saestore.tables import Samples
 
 BASELINES = ("logreg", "pca", "knn", "xgboost", "mlp")
@@ -123,11 +123,6 @@ class Opened:
     test_task: Task
     test_rows: Activations | Codes
 
-    @property
-    def group(self) -> Stored:
-        """The row group that trains."""
-        return self.rows.group
-
 
 @dataclass(frozen=True)
 class Planned:
@@ -143,6 +138,16 @@ class Planned:
     reason: str
     result: ProbeResult | None
 
+    @property
+    def is_todo(self) -> bool:
+        """Whether there is no result, and nothing against making it."""
+        return self.result is None and not self.reason
+
+    def read(self, storage: Storage) -> Planned:
+        """Return the same with the result that is there now."""
+        assert self.path is not None
+        return replace(self, result=read_result(storage, self.path, self.job.key))
+
 
 def open_job(lake: Lake, job: Job) -> Opened:
     """Open what a job reads.
@@ -151,8 +156,10 @@ def open_job(lake: Lake, job: Job) -> Opened:
     ------
     MissingError, IntegrityError
         Activations or codes, samples or a view are absent or damaged.
+    HoleError
+        Rows of them were never written.
     InputError
-        The dataset is no task, and why; or the dataset that tests has another number of values.
+        The dataset, or that which tests, is no task, and why.
     """
     samples, task, rows = _open(lake, job.key, job.view, job.options.label)
     if job.test_dataset is None:
@@ -169,6 +176,7 @@ def _open(lake: Lake, key: RowsKey, view: str | None, label: str | None) -> tupl
         rows = codes if view is None else codes.view(view)
     else:
         rows = Activations.open(lake.storage, key)
+    rows.group.check_present(0, rows.group.grid.rows)
     task = read_task(samples, label)
     if isinstance(task, Refusal):
         raise InputError(f"{task.name}: {task.reason}")
@@ -205,7 +213,7 @@ def result_path(job: Job, rows: Activations | Codes) -> str:
         root = job.key.results_path(rows.run, job.view or ALL_UNITS, PROBES)
     else:
         root = job.key.probes_path
-    return f"{root}/{job.options.name}/{job.setting}-{job.method}"
+    return probe_path(root, job.options.name, f"{job.setting}-{job.method}")
 
 
 def plan(lake: Lake, jobs: Sequence[Job]) -> list[Planned]:
@@ -217,11 +225,18 @@ def plan(lake: Lake, jobs: Sequence[Job]) -> list[Planned]:
         A result of that name was made differently.
     """
     found = []
+    # Methods and settings read the same: opened once, or refused once.
+    known: dict[tuple[RowsKey, str | None, str | None], Opened | SaestoreError] = {}
     for job in jobs:
-        try:
-            opened = open_job(lake, job)
-        except (MissingError, InputError, IntegrityError) as error:
-            found.append(Planned(job, None, str(error), None))
+        of = (job.key, job.view, job.test_dataset)
+        if of not in known:
+            try:
+                known[of] = open_job(lake, job)
+            except (MissingError, InputError, IntegrityError, HoleError) as error:
+                known[of] = error
+        opened = known[of]
+        if isinstance(opened, SaestoreError):
+            found.append(Planned(job, None, str(opened), None))
             continue
         path = result_path(job, opened.rows)
         stored = check_free(lake.storage, path, identity_of(job, opened))

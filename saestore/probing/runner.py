@@ -18,7 +18,7 @@ from saestore.bridges.packages import imported
 from saestore.budget import parse_memory
 from saestore.codes import Codes
 from saestore.engine.run import run_tasks
-from saestore.errors import BudgetError, HoleError, InputError
+from saestore.errors import InputError
 from saestore.lake import Lake
 from saestore.probe_results import Probe, ProbedCell, ProbeResult, write_result
 from saestore.probing import classifiers
@@ -50,16 +50,17 @@ def run_jobs(
     ------
     ConflictError
         A result of that name was made differently; nothing is run.
+    BudgetError
+        The rows of a job do not fit the memory. What is done stays.
     """
-    before = plan(lake, jobs)
-    todo = [one.job for one in before if one.result is None and not one.reason]
+    planned = plan(lake, jobs)
+    todo = [one.job for one in planned if one.is_todo]
     threads = max(1, min(os.cpu_count() or 1, len(todo)))
     share = parse_memory(memory) // threads
     tasks = [ProbeTask(lake.storage.url, dict(lake.storage.options), job, share) for job in todo]
     with single_threaded():
         run_tasks(tasks, label="probe", unit="probes", threads=threads, scheduler=scheduler, quiet=quiet)
-    after = iter(plan(lake, todo))
-    return [one if one.result is not None or one.reason else next(after) for one in before]
+    return [one.read(lake.storage) if one.is_todo else one for one in planned]
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ def _probed(job: Job, opened: Opened, memory: int, advance: Advance) -> Iterator
             shared = count_shared(texts[cell.train], test_texts[cell.test])
             try:
                 units, probes, reason = fit(cell)
-            except (InputError, HoleError, BudgetError) as error:
+            except InputError as error:
                 units, probes, reason = (), (), str(error)
             yield ProbedCell(len(cell.train), len(cell.test), cell.fraction, shared, reason, units, probes)
         advance(max(1, len(job.ks)))
@@ -241,7 +242,7 @@ def _plain(chosen: Mapping[str, Any]) -> dict[str, Any]:
     return {name: list(value) if isinstance(value, tuple) else value for name, value in chosen.items()}
 
 
-_outermost: list[Any] = []
+_first: list[Any] = []
 _holders = 0
 _counting = threading.Lock()
 
@@ -250,22 +251,21 @@ _counting = threading.Lock()
 def single_threaded() -> Iterator[None]:
     """Keep linear algebra to one thread while someone is inside; tasks are what runs side by side.
 
-    Results then do not depend on the number of cores either. Some libraries count threads for the process and others
-    for the thread that calls them, so that every thread sets its own, and the last to leave gives back the process's.
+    Results then do not depend on the number of cores either. Some libraries count threads for the process, others for
+    the thread that calls them: each who enters limits both, and the last to leave gives the process's back.
     """
     global _holders
     with _counting:
         own = imported("threadpoolctl", "probing").threadpool_limits(limits=1)
-        if _holders == 0:
-            _outermost.append(own)
+        if not _holders:
+            _first.append(own)
         _holders += 1
     try:
         yield
     finally:
         with _counting:
             _holders -= 1
-            own.restore_original_limits()
-            if _holders == 0:
-                _outermost.pop().restore_original_limits()
-            elif own in _outermost:
-                imported("threadpoolctl", "probing").threadpool_limits(limits=1)
+            if own not in _first:
+                own.restore_original_limits()  # the process's were 1 already
+            if not _holders:
+                _first.pop().restore_original_limits()

@@ -21,6 +21,8 @@ from saestore.errors import ConflictError, InputError, MissingError
 from saestore.lake import Lake
 from saestore.layout import ActivationsKey, CodesKey, ModelKey
 from saestore.probe_results import TABLE_COLUMNS
+from saestore.probing import jobs
+from saestore.probing.jobs import open_job
 from saestore.samples import SampleTable, samples_from_entry
 from saestore.tables import write_positions, write_samples
 from saestore.verbs import probe
@@ -213,6 +215,33 @@ def test_what_cannot_be_probed_is_a_row_with_its_reason(tmp_path: Path) -> None:
     assert "has no dataset 'd'" in reasons[3]
     assert [row["dataset"] for row in found.rows] == ["a"]
     assert {task.dataset for task in probe(lake, methods="logreg", dry_run=True, quiet=True).tasks} == {"a", "b"}
+
+
+def test_rows_that_were_never_written_are_probed_when_they_are(tmp_path: Path) -> None:
+    """A result that said so would stand in the way of the right one."""
+    lake, key = small(tmp_path), ActivationsKey("a", "m", "layer_1", "max")
+    x = lake.activations("a").read()
+    write_activations(lake.storage, key, x, "float32", holes={0})
+    (task,) = probe(lake, "a", methods="logreg", sample_type="max", quiet=True).tasks
+    assert task.state == "missing"
+    assert "rows 0 to 239 of data/a/m/layer_1/activations/max were never written" in task.reason
+    assert not lake.probes("a")
+    write_activations(lake.storage, key, x, "float32")
+    (task,) = probe(lake, "a", methods="logreg", sample_type="max", quiet=True).tasks
+    assert task.state == "done"
+
+
+def test_what_several_methods_read_is_opened_once_for_the_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[Any] = []
+
+    def counted(lake: Lake, job: Any) -> Any:
+        opened.append(job.key.dataset)
+        return open_job(lake, job)
+
+    monkeypatch.setattr(jobs, "open_job", counted)
+    found = probe(small(tmp_path), settings=["normal", "scarcity"], methods=["logreg", "knn"], dry_run=True, quiet=True)
+    assert len(found.tasks) == 8
+    assert sorted(opened) == ["a", "b"]
 
 
 def test_cells_that_are_too_small_or_not_finite_have_a_reason(tmp_path: Path) -> None:
