@@ -152,6 +152,14 @@ def write_result(storage: Storage, result: ProbeResult) -> None:
 def check_free(storage: Storage, path: str, identity: Mapping[str, Any]) -> bool:
     """Whether a result of this identity is stored already.
 
+    Parameters
+    ----------
+    storage : Storage
+    path : str
+        Of the result.
+    identity : mapping
+        JSON values that determine its numbers.
+
     Raises
     ------
     ConflictError
@@ -173,6 +181,14 @@ def check_free(storage: Storage, path: str, identity: Mapping[str, Any]) -> bool
 
 def read_result(storage: Storage, path: str, key: RowsKey) -> ProbeResult | None:
     """Read one result; None where there is none.
+
+    Parameters
+    ----------
+    storage : Storage
+    path : str
+        Of the result.
+    key : ActivationsKey or CodesKey
+        What was probed.
 
     Raises
     ------
@@ -196,7 +212,21 @@ def read_result(storage: Storage, path: str, key: RowsKey) -> ProbeResult | None
 
 
 def read_results(storage: Storage, root: str, key: RowsKey) -> list[ProbeResult]:
-    """Read all results below a path, by name, setting and method."""
+    """Read all results below a path, by name, setting and method.
+
+    Parameters
+    ----------
+    storage : Storage
+    root : str
+        As for `saestore.layout.probe_path`.
+    key : ActivationsKey or CodesKey
+        What was probed.
+
+    Raises
+    ------
+    IntegrityError
+        A document is not one of a probe's result.
+    """
     found = []
     for name in filter(is_name, storage.names(root)):
         for method in filter(is_name, storage.names(probe_names_path(root, name))):

@@ -35,6 +35,23 @@ def choose_units(
 ) -> tuple[BestUnits, NDArray[np.int64]]:
     """Choose unit and percentile for each reduction and concept on one split, and count once on another.
 
+    Parameters
+    ----------
+    codes : Codes
+        Of a view, its units alone are candidates.
+    truth : Truth
+        Which samples have which of its c concepts.
+    deciding, reporting : CountedRows
+        Rows of the split that decides, and of the one that is only reported.
+    reductions : sequence of str
+        How a sample's rows become one number.
+    percentiles : (p,) float64
+        Ascending, as parts of one.
+    budget : int
+        Bytes that this process may use.
+    quiet : bool
+        Show no progress.
+
     Returns
     -------
     (best, counts)

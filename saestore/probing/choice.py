@@ -51,6 +51,14 @@ def chosen_jobs(lake: Lake, choice: Choice, options: ProbeOptions) -> list[Job]:
     Where some dataset has activations of a layer, or codes of an SAE, all of them are asked for those; what is missing
     then has its reason in the plan.
 
+    Parameters
+    ----------
+    lake : Lake
+    choice : Choice
+        What is to be probed.
+    options : ProbeOptions
+        How; every job has them.
+
     Raises
     ------
     MissingError

@@ -48,7 +48,18 @@ _METRICS = ("test_f1", "test_acc", "test_auc", "val_auc")
 def export_activations(
     lake: Lake, keys: Sequence[ActivationsKey], folder: Path, *, quiet: bool = False
 ) -> Iterator[BenchmarkFile]:
-    """Write activations as dense float32 tensors, a row for each sample, and yield what became of each."""
+    """Write activations as dense float32 tensors, a row for each sample, and yield what became of each.
+
+    Parameters
+    ----------
+    lake : Lake
+    keys : sequence of ActivationsKey
+        Of one row a sample. What cannot be written is yielded with its reason.
+    folder : Path
+        The benchmark's folder of data.
+    quiet : bool
+        Show no progress.
+    """
     for key in _counted("write activations", keys, quiet):
         about = BenchmarkFile("activations", key.dataset, key.layer, "", "", 0, "left out")
         try:
@@ -80,6 +91,20 @@ def export_codes(
 
     They are sparse COO tensors of float32, (num_train, d_sae) and (num_test, d_sae), and tensors of labels (int64), in
     the order that the split draws rows in. The four files of a dataset are written all or none.
+
+    Parameters
+    ----------
+    lake : Lake
+    keys : sequence of CodesKey
+        Of one row a sample. What cannot be written is yielded with its reason.
+    folder : Path
+        The benchmark's folder of data.
+    seed : int
+        Of the split.
+    quiet : bool
+        Show no progress.
+    say : callable, optional
+        Is told where rows have more active units than are stored.
     """
     for key in _counted("write codes", keys, quiet):
         about = BenchmarkFile("codes", key.dataset, key.layer, key.sae, "", 0, "left out")
@@ -184,6 +209,14 @@ def export_tables(lake: Lake, results: Sequence[ProbeResult], folder: Path) -> I
     Tables of baselines have no column of the layer. There is one for each layer in the normal setting, as in the
     benchmark; in the others the benchmark has one layer, and results of several get a table each too. Results of the
     setting `multi_token` have no table there.
+
+    Parameters
+    ----------
+    lake : Lake
+        With the SAEs, for the names that the benchmark gives them.
+    results : sequence of ProbeResult
+    folder : Path
+        Tables are written below it.
     """
     import pandas as pd
 

@@ -61,12 +61,30 @@ def is_ood(dataset: str) -> bool:
 
 
 def activations_file(model: str, dataset: str, hook: str) -> Path:
-    """Return where the benchmark looks for activations, from its folder of data on."""
+    """Return where the benchmark looks for activations, from its folder of data on.
+
+    Parameters
+    ----------
+    model, dataset : str
+        Names in the lake.
+    hook : str
+        SAELens' name, as `blocks.20.hook_resid_post`.
+    """
     return Path(f"{_ACTIVATIONS}{model}{OOD if is_ood(dataset) else ''}", f"{dataset}_{hook}{_ENDING}")
 
 
 def codes_file(model: str, dataset: str, sae: str, part: str) -> Path:
-    """Return where the benchmark looks for codes of the normal setting, or their labels."""
+    """Return where the benchmark looks for codes of the normal setting, or their labels.
+
+    Parameters
+    ----------
+    model, dataset : str
+        Names in the lake.
+    sae : str
+        The SAE's name in names of files.
+    part : str
+        One of `CODE_PARTS`.
+    """
     return Path(f"{_CODES}{model}", NORMAL_SETTING, f"{dataset}_{sae}_{part}{_ENDING}")
 
 

@@ -212,6 +212,20 @@ def concat_probe(
 ) -> Scores:
     """Fit logistic regression (L1) to the principal components of each position, side by side; see `concatenated`.
 
+    Parameters
+    ----------
+    activations : Activations
+        Of positions.
+    task : Task
+    cell : Cell
+        Of the task alone: it trains and tests on its samples.
+    seed : int
+        Of PCA and of the solver.
+    memory : str or int, optional
+        The most that activations may take, such as `4GiB`.
+    max_positions : int
+        Positions of a sample from this one on are not used.
+
     Raises
     ------
     InputError, HoleError, BudgetError

@@ -46,6 +46,17 @@ def run_jobs(
 
     Jobs run side by side, one thread each, and share the memory. What cannot be done has its reason and stops nothing.
 
+    Parameters
+    ----------
+    lake : Lake
+    jobs : sequence of Job
+    memory : str or int, optional
+        The most that rows of tokens may take together, such as `4GiB`; default 60 % of the free memory.
+    scheduler : str, optional
+        Address of a Dask scheduler; default threads.
+    quiet : bool
+        Show no progress.
+
     Raises
     ------
     ConflictError

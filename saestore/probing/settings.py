@@ -154,6 +154,15 @@ def out_of_distribution(task: Task, test_task: Task, *, seed: int = SEED, max_ro
     The labels of either are places among its own two values in sorted order, as in the benchmark; where the values
     differ (`Task.classes`), they mean the same by that order alone.
 
+    Parameters
+    ----------
+    task, test_task : Task
+        That which trains, and that which tests.
+    seed : int
+        Of the draw of training rows.
+    max_rows : int
+        Only the first so many rows of the task train.
+
     Raises
     ------
     InputError

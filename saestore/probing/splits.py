@@ -65,7 +65,24 @@ def balanced_rows(labels: NDArray[np.int8], *, max_rows: int = MAX_ROWS) -> int:
 def shortage(
     labels: NDArray[np.int8], *, num_train: int, num_test: int, positive_ratio: float = 0.5, max_rows: int = MAX_ROWS
 ) -> str | None:
-    """Return why a task does not have the rows of a split, or None where it has; see `split_rows`."""
+    """Return why a task does not have the rows of a split, or None where it has.
+
+    Parameters
+    ----------
+    labels : (n,) int8
+        0 or 1.
+    num_train, num_test : int
+        Rows.
+    positive_ratio : float
+        The share of positive rows, from 0 to 1.
+    max_rows : int
+        Only the first so many rows are drawn from.
+
+    Raises
+    ------
+    InputError
+        `max_rows` or the ratio is out of range.
+    """
     n, positive = _counts(labels, max_rows)
     if num_train < _LEAST_TRAIN_ROWS:
         return f"{num_train} training rows; a split needs at least {_LEAST_TRAIN_ROWS}"
