@@ -17,6 +17,7 @@ from saestore.rows import shortened
 from saestore.storage import Storage, claim_document, group_document, put_document, read_document
 
 KIND = "probes"
+_STORED = ("name", "view", "setting", "method", "label", "identity", "truncated")
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,8 @@ class ProbeResult:
     label : column or concept of the sample table that was asked for
     classes : the values that 0 and 1 stand for
     identity : what determines the numbers
+    truncated : rows of the codes that have more active units than are stored, those that are not probed too; the other
+        units are zeros to a probe
     cells : in the order of the setting's grid
     """
 
@@ -87,6 +90,7 @@ class ProbeResult:
     label: str
     classes: tuple[str, str]
     identity: Mapping[str, Any]
+    truncated: int
     cells: tuple[ProbedCell, ...]
 
     @property
@@ -98,7 +102,7 @@ class ProbeResult:
 TABLE_COLUMNS = (
     "dataset", "model", "layer", "sample_type", "sae", "view", "name", "label", "setting", "method", "k", "num_train",
     "num_test", "fraction", "seed", "test_f1", "test_acc", "test_auc", "val_auc", "shared", "fits", "unconverged",
-    "reason",
+    "truncated", "reason",
 )  # fmt: skip
 """Columns of the tidy table: one row for each probe, and one for each cell without any."""
 
@@ -118,6 +122,7 @@ def table_rows(result: ProbeResult) -> Iterator[dict[str, Any]]:
         "setting": result.setting,
         "method": result.method,
         "seed": result.identity.get("seed"),
+        "truncated": result.truncated,
     }
     for cell in result.cells:
         about = {name: getattr(cell, name) for name in ("num_train", "num_test", "fraction", "shared", "reason")}
@@ -141,7 +146,7 @@ def write_result(storage: Storage, result: ProbeResult) -> None:
     content = {
         "format": FORMAT_VERSION,
         "kind": KIND,
-        **{name: getattr(result, name) for name in ("name", "view", "setting", "method", "label", "identity")},
+        **{name: getattr(result, name) for name in _STORED},
         "classes": list(result.classes),
         "cells": [_plain(asdict(cell)) for cell in result.cells],
         "provenance": provenance.stamp(),
@@ -205,7 +210,7 @@ def read_result(storage: Storage, path: str, key: RowsKey) -> ProbeResult | None
             key=key,
             classes=(content["classes"][0], content["classes"][1]),
             cells=tuple(_cell(cell) for cell in content["cells"]),
-            **{name: content[name] for name in ("view", "name", "setting", "method", "label", "identity")},
+            **{name: content[name] for name in _STORED},
         )
     except (KeyError, IndexError, TypeError) as error:
         raise IntegrityError(f"{path} in {storage.url} is damaged ({error!r}); delete it and probe again") from None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from saestore.budget import readable_bytes
@@ -44,8 +44,22 @@ def probe(result: Probes, options: Mapping[str, Any]) -> str:
             f"{dataset}, {setting}: {reason} ({number} rows)" for (dataset, setting, reason), number in skipped.items()
         ]
         parts.append("\n".join(_some(lines)))
+    parts += _truncated(result.rows)
     parts += [f"written: {path}" for path in result.files]
     return "\n\n".join(parts) or "nothing to probe"
+
+
+def _truncated(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return a line for each SAE of whose codes some rows do not have every active unit."""
+    counts = {(row["sae"], row["dataset"], row["sample_type"]): row["truncated"] for row in rows if row["truncated"]}
+    lines = []
+    for sae in dict.fromkeys(sae for sae, *_ in counts):
+        of_sae = [count for (name, *_), count in counts.items() if name == sae]
+        lines.append(
+            f"note: of {sae}, {sum(of_sae):,} rows in {len(of_sae)} data sets have more active units than are stored; "
+            "for all of them encode with a larger --k"
+        )
+    return lines
 
 
 def report(result: WrittenProbeReport, options: Mapping[str, Any]) -> str:

@@ -106,9 +106,16 @@ class ProbeTask:
             label=opened.task.label,
             classes=opened.task.classes,
             identity=identity_of(self.job, opened),
+            truncated=_truncated(opened),
             cells=found,
         )
         write_result(lake.storage, result)
+
+
+def _truncated(opened: Opened) -> int:
+    """Return how many rows of codes have more active units than are stored."""
+    groups = {rows.group.path: rows.group for rows in (opened.rows, opened.test_rows) if isinstance(rows, Codes)}
+    return sum(group.flagged("l0") for group in groups.values())
 
 
 def _probed(job: Job, opened: Opened, memory: int, advance: Advance) -> Iterator[ProbedCell]:

@@ -536,7 +536,7 @@ def result_of(
 ) -> Any:
     one = Probe(k, 0.1, 0.2, 0.3, None, {}, 1, 0)
     cells = (ProbedCell(64, 9, fraction, 0, "", (), (one,)), ProbedCell(2, 0, fraction, 0, "too small", (), ()))
-    return ProbeResult("", key, None, "default", setting, method, "target", ("0", "1"), {}, cells)
+    return ProbeResult("", key, None, "default", setting, method, "target", ("0", "1"), {}, 0, cells)
 
 
 def test_tables_of_all_settings(tmp_path: Path) -> None:

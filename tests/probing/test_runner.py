@@ -17,7 +17,8 @@ from benchmark_rows import own
 from built_lake import KnownCodes, sample_table, top_k, write_activations, write_codes
 
 from saestore.catalogs import load_catalog
-from saestore.errors import ConflictError, InputError, MissingError
+from saestore.cli import present_probes
+from saestore.errors import ConflictError, InputError, IntegrityError, MissingError
 from saestore.lake import Lake
 from saestore.layout import ActivationsKey, CodesKey, ModelKey
 from saestore.probe_results import TABLE_COLUMNS
@@ -319,6 +320,43 @@ def test_several_tokens_are_probed_by_their_own_methods(tmp_path: Path) -> None:
     reasons = {row["method"]: row["reason"] for row in found.rows}
     assert reasons["sae-max"] == "k = 99 left out: there are 20 units"
     assert reasons["concat"] == ""
+
+
+def test_codes_that_lack_active_units_are_told(tmp_path: Path) -> None:
+    lake = small(tmp_path)
+    rng = np.random.default_rng(9)
+    lacking = {}
+    for name, size in (("a", 240), ("c", 40)):
+        dense = np.where(rng.random((size, 20)) < 0.3, rng.random((size, 20)), 0).astype(np.float32)
+        write_codes(lake.storage, CodesKey(name, "m", "layer_1", "s", "mean"), top_k(dense, 6))
+        lacking[name] = int(((dense > 0).sum(axis=1) > 6).sum())
+    assert min(lacking.values()) > 0
+    found = probe(lake, methods=["logreg", "sae-l2"], ks=[2], quiet=True)
+    assert {(row["dataset"], row["method"]): row["truncated"] for row in found.rows} == {
+        ("a", "logreg"): 0, ("a", "sae-l2"): lacking["a"], ("c", "sae-l2"): lacking["c"],
+    }  # fmt: skip
+    told = present_probes.probe(found, {})
+    assert f"note: of s, {sum(lacking.values())} rows in 2 data sets have more active units than are stored" in told
+
+
+@pytest.mark.parametrize(
+    ("harm", "told"),
+    [
+        (lambda content: content.pop("cells"), "is damaged .*'cells'.*; delete it and probe again"),
+        (lambda content: content["cells"][0]["probes"][0].pop("test_auc"), "is damaged .*'test_auc'"),
+        (lambda content: content.update(kind="codes"), "is not the result of a probe; delete it and probe again"),
+    ],
+)
+def test_a_damaged_result_is_refused_and_named(tmp_path: Path, harm: Any, told: str) -> None:
+    lake = small(tmp_path)
+    probe(lake, "a", methods="logreg", quiet=True)
+    (result,) = lake.probes("a")
+    document = json.loads(lake.storage.get(f"{result.path}/zarr.json") or b"")
+    harm(document["attributes"]["saestore"])
+    lake.storage.put(f"{result.path}/zarr.json", json.dumps(document).encode())
+    with pytest.raises(IntegrityError, match=f"{result.path}.*{told}") as raised:
+        lake.probes("a")
+    assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize(

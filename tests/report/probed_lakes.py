@@ -75,6 +75,7 @@ def write(
         label="target",
         classes=("no", "yes"),
         identity={"seed": 42},
+        truncated=0,
         cells=tuple(cells),
     )
     write_result(lake.storage, result)
