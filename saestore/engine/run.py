@@ -6,6 +6,7 @@ names and numbers travel.
 
 from __future__ import annotations
 
+import itertools
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -26,8 +27,8 @@ class ShardTask(Protocol):
     def size(self) -> int:
         """Units of progress in the task."""
 
-    def run(self, advance: Callable[[int], None]) -> None:
-        """Do the work, calling `advance` with units as they are done."""
+    def run(self, advance: Callable[[int], None]) -> Any:
+        """Do the work, calling `advance` with units as they are done; return a few names or numbers, or nothing."""
 
 
 def run_tasks(
@@ -38,8 +39,8 @@ def run_tasks(
     threads: int = 2,
     scheduler: str | None = None,
     quiet: bool = False,
-) -> None:
-    """Run all tasks; the first failure ends the run, and what is written by then stays.
+) -> list[Any]:
+    """Run all tasks and return what each returned; the first failure ends the run, and what is written by then stays.
 
     Parameters
     ----------
@@ -53,16 +54,18 @@ def run_tasks(
         Show no progress.
     """
     if not tasks:
-        return
+        return []
     with (
         _client(scheduler) as client,
         Progress(label, total=sum(task.size for task in tasks), unit=unit, quiet=quiet) as progress,
     ):
         if client is None:
-            _run_threads(tasks, progress.advance, threads)
-        else:
-            for done in _run_cluster(client, tasks):
-                progress.advance(done)
+            return _run_threads(tasks, progress.advance, threads)
+        returned: list[Any] = [None] * len(tasks)
+        for number, one in _run_cluster(client, tasks):
+            returned[number] = one
+            progress.advance(tasks[number].size)
+        return returned
 
 
 def uses_cluster(scheduler: str | None) -> bool:
@@ -74,7 +77,7 @@ class _StoppedError(Exception):
     """Another task failed, or the user pressed Ctrl-C: this one ends at its next block."""
 
 
-def _run_threads(tasks: Sequence[ShardTask], advance: Callable[[int], None], threads: int) -> None:
+def _run_threads(tasks: Sequence[ShardTask], advance: Callable[[int], None], threads: int) -> list[Any]:
     from dask.base import compute
     from dask.delayed import delayed
 
@@ -87,8 +90,14 @@ def _run_threads(tasks: Sequence[ShardTask], advance: Callable[[int], None], thr
 
     # Dask starts tasks that do not depend on each other in any order. Each takes the next in ours, since shard after
     # shard is what disks, and readers of a half-written lake, like best.
-    waiting = iter(tasks)
-    work = [delayed(lambda: next(waiting).run(step), pure=False)() for _ in tasks]
+    waiting = iter(enumerate(tasks))
+    returned: list[Any] = [None] * len(tasks)
+
+    def run_next() -> None:
+        number, task = next(waiting)
+        returned[number] = task.run(step)
+
+    work = [delayed(run_next, pure=False)() for _ in tasks]
     pool = ThreadPoolExecutor(max(1, min(threads, len(tasks))), thread_name_prefix="saestore-task")
     try:
         compute(*work, scheduler="threads", pool=pool)
@@ -100,28 +109,33 @@ def _run_threads(tasks: Sequence[ShardTask], advance: Callable[[int], None], thr
     finally:
         # Tasks end at their next block; what comes after must not find them still at work.
         pool.shutdown(wait=True, cancel_futures=True)
+    return returned
 
 
-def _run_cluster(client: Any, tasks: Sequence[ShardTask]) -> Iterator[int]:
-    """Keep a window of tasks in flight, so that a million shards do not become a million-task graph."""
+def _run_cluster(client: Any, tasks: Sequence[ShardTask]) -> Iterator[tuple[int, Any]]:
+    """Yield tasks that are done, by their numbers, and what they returned.
+
+    A window of them is kept in flight, so that a million shards do not become a million-task graph.
+    """
     from distributed import as_completed
 
-    waiting = iter(tasks)
+    waiting = iter(enumerate(tasks))
     window = _WINDOW_PER_WORKER * max(1, sum(client.nthreads().values()))
-    futures = {client.submit(_do, task, pure=False): task for task, _ in zip(waiting, range(window), strict=False)}
+    first = itertools.islice(waiting, window)
+    futures = {client.submit(_do, task, pure=False): number for number, task in first}
     finished = as_completed(list(futures), loop=client.loop)
     for future in finished:
-        future.result()
-        yield futures.pop(future).size
+        returned = future.result()
+        yield futures.pop(future), returned
         following = next(waiting, None)
         if following is not None:
-            submitted = client.submit(_do, following, pure=False)
-            futures[submitted] = following
+            submitted = client.submit(_do, following[1], pure=False)
+            futures[submitted] = following[0]
             finished.add(submitted)
 
 
-def _do(task: ShardTask) -> None:
-    task.run(_silent)
+def _do(task: ShardTask) -> Any:
+    return task.run(_silent)
 
 
 def _silent(count: int) -> None:

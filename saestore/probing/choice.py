@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from saestore._nearest import nearest
-from saestore.errors import InputError, MissingError
+from saestore.errors import InputError, MissingError, SaestoreError
 from saestore.lake import Lake, layer_name
-from saestore.layout import POSITION_TYPES, ActivationsKey, CodesKey, RowsKey
+from saestore.layout import POSITION_TYPES, CodesKey, RowsKey
 from saestore.probing.jobs import (
     METHODS,
     SAE_METHODS,
@@ -17,9 +17,11 @@ from saestore.probing.jobs import (
     TOKEN_SAE_METHODS,
     Job,
     ProbeOptions,
+    at_dataset,
     check_combination,
 )
 from saestore.probing.settings import SettingName
+from saestore.probing.tasks import Task, read_task
 
 _DEFAULT_SAE_METHODS = ("sae-l1", *TOKEN_SAE_METHODS)
 
@@ -48,8 +50,8 @@ class Choice:
 def chosen_jobs(lake: Lake, choice: Choice, options: ProbeOptions) -> list[Job]:
     """Return the jobs that are meant.
 
-    Where some dataset has activations of a layer, or codes of an SAE, all of them are asked for those; what is missing
-    then has its reason in the plan.
+    Where some dataset has activations of a layer, or codes of an SAE, every task of the lake is asked for those; what
+    is missing then has its reason in the plan.
 
     Parameters
     ----------
@@ -75,9 +77,15 @@ def chosen_jobs(lake: Lake, choice: Choice, options: ProbeOptions) -> list[Job]:
     named = _named(lake, choice.datasets) if choice.datasets else None
     jobs: list[Job] = []
     for setting in choice.settings:
-        jobs += _of_setting(lake, choice, options, setting, named)  # type: ignore[arg-type]
+        found = list(_of_setting(lake, choice, options, setting, named))  # type: ignore[arg-type]
+        if not found and setting == "ood":
+            raise MissingError(
+                f"no dataset of the lake {lake.url} is named {options.test_dataset} after another one, to test what "
+                "that one trains; give --test-dataset, or another setting"
+            )
+        jobs += found
     if not jobs:
-        raise MissingError("no method fits these settings; see saestore probe --help")
+        raise MissingError(f"no dataset of the lake {lake.url} has a label of two values; give --datasets or --label")
     return jobs
 
 
@@ -112,9 +120,9 @@ def _of_setting(
         if codes or choice.saes or choice.methods:  # the baselines alone where the lake has no codes
             grid.append((_fitting(codes, choice, setting), of_codes))
     for keys, methods in grid:
-        datasets = _those_that_train(lake, options, setting, keys) if named is None else named
+        datasets = _asked(lake, options, setting, keys) if named is None else named
         for dataset in datasets:
-            for place in sorted({_in(key, dataset) for key in keys}, key=repr):
+            for place in sorted({at_dataset(key, dataset) for key in keys}, key=repr):
                 for method in methods:
                     check_combination(setting, method, place.sample_type)
                     yield Job(place, choice.view if isinstance(place, CodesKey) else None, setting, method, options)
@@ -124,14 +132,30 @@ def _is_chosen(name: str, patterns: Sequence[str] | None) -> bool:
     return not patterns or any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
-def _those_that_train(lake: Lake, options: ProbeOptions, setting: SettingName, keys: Sequence[RowsKey]) -> list[str]:
-    """Return the datasets with such rows that do not only test others; out of distribution those that have a test."""
-    there = {key.dataset for key in keys}
-    tests = {options.test_dataset.replace("{dataset}", name): name for name in lake.datasets()}
-    if setting == "ood":
-        tested = {tests[name] for name in there if name in tests}
-        return [name for name in lake.datasets() if name in there and name in tested]
-    return [name for name in lake.datasets() if name in there and name not in tests]
+def _asked(lake: Lake, options: ProbeOptions, setting: SettingName, keys: Sequence[RowsKey]) -> list[str]:
+    """Return the datasets that are meant where none is named: tasks, and what has such rows and may be none.
+
+    Those that only test others are left out; out of distribution those that have no test.
+    """
+    known = lake.datasets()
+    tests = {name: options.tests(name) for name in known}
+    with_rows = {key.dataset for key in keys}
+    found = []
+    for name in known:
+        if setting == "ood":
+            trains = tests[name] in known and tests[name] != name
+        else:
+            trains = name not in tests.values()
+        if trains and (name in with_rows or _is_task(lake, name, options.label)):
+            found.append(name)
+    return found
+
+
+def _is_task(lake: Lake, dataset: str, label: str | None) -> bool:
+    try:
+        return isinstance(read_task(lake.samples(dataset), label), Task)
+    except SaestoreError:  # it has no rows either, so that nobody asks for it
+        return False
 
 
 def _check_saes(lake: Lake, choice: Choice, codes: Sequence[CodesKey]) -> None:
@@ -167,9 +191,3 @@ def _default_type(types: Sequence[str], setting: SettingName) -> str:
     if len(of_samples) > 1:
         raise InputError(f"rows are stored as {', '.join(of_samples)}; name one with --sample-type")
     return of_samples[0]
-
-
-def _in(key: RowsKey, dataset: str) -> RowsKey:
-    if isinstance(key, CodesKey):
-        return CodesKey(dataset, key.model, key.layer, key.sae, key.sample_type)
-    return ActivationsKey(dataset, key.model, key.layer, key.sample_type)

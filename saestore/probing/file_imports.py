@@ -282,10 +282,10 @@ def _filled(
         absent = one.codes.absent.tolist()
         others = np.array([row for row in rows.tolist() if row not in absent], np.int64)
         apart = [_difference(made[int(row)], known) for row, known in zip(others, one.codes.rows(others), strict=True)]
-        if np.median(apart) > _MOST_DIFFERENT:
+        if max(apart) > _MOST_DIFFERENT:
             why = (
-                f"SAE {weights.name} makes other codes of the activations in the lake than the files hold: they differ "
-                f"by {float(np.median(apart)):.0%}; import the SAE and the activations that made them"
+                f"SAE {weights.name} makes other codes of the activations in the lake than the files hold: of "
+                f"{len(apart)} rows one differs by {max(apart):.0%}; import the SAE and the activations that made them"
             )
             yield one, why
             continue

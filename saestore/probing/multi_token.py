@@ -35,7 +35,7 @@ from saestore.probing.sae_probes import Design
 from saestore.probing.settings import Cell
 from saestore.probing.splits import SEED
 from saestore.probing.tasks import Task
-from saestore.probing.token_rows import MAX_POSITIONS, TokenRows, read_finite, token_rows
+from saestore.probing.token_rows import MAX_POSITIONS, TokenRows, check_finite, read_finite, token_rows
 from saestore.probing.validation import Labels, Scores
 
 Pooling = Literal["mean", "max"]
@@ -107,7 +107,7 @@ def pooled_codes(
     Raises
     ------
     InputError
-        Rows are samples and not positions, rows were selected, or a sample does not exist.
+        Rows are samples and not positions, rows were selected, a sample does not exist, or values are not finite.
     HoleError
         Some rows were never written.
     """
@@ -121,6 +121,7 @@ def pooled_codes(
     for first, stop in itertools.pairwise(edges):
         offsets = chosen.offsets[first : stop + 1]
         block = codes.rows(chosen.rows[offsets[0] : offsets[-1]])
+        check_finite(block.values, block.rows, codes.key.path)
         held = block.values != 0
         if wanted is not None:
             held &= wanted[block.indices]

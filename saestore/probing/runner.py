@@ -6,7 +6,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from saestore.activations import Activations
 from saestore.bridges.packages import imported
-from saestore.budget import parse_memory
+from saestore.budget import parse_memory, readable_bytes
 from saestore.codes import Codes
 from saestore.engine.run import run_tasks
 from saestore.errors import InputError
@@ -24,11 +24,11 @@ from saestore.probe_results import Probe, ProbedCell, ProbeResult, write_result
 from saestore.probing import classifiers
 from saestore.probing.attention import attention_probe
 from saestore.probing.classifiers import Penalty
-from saestore.probing.jobs import Job, Opened, Planned, identity_of, open_job, plan, result_path
+from saestore.probing.jobs import LEFT_OUT, Job, Opened, Planned, identity_of, open_job, plan, result_path
 from saestore.probing.multi_token import Pooling, concat_probe, pooled_design
 from saestore.probing.sae_probes import Design, SampleCodes, fit_probes
 from saestore.probing.settings import Cell, Skipped, cells, out_of_distribution
-from saestore.probing.tasks import count_shared, text_numbers
+from saestore.probing.tasks import Task, count_shared, text_numbers
 from saestore.probing.validation import Scores
 
 Advance = Callable[[int], None]
@@ -44,14 +44,15 @@ def run_jobs(
 ) -> list[Planned]:
     """Run what is missing of some jobs, and return what there is of each.
 
-    Jobs run side by side, one thread each, and share the memory. What cannot be done has its reason and stops nothing.
+    Jobs run side by side, one thread each, and share the memory. What cannot be done, since rows are damaged or do not
+    fit the memory for example, has its reason and stops nothing.
 
     Parameters
     ----------
     lake : Lake
     jobs : sequence of Job
     memory : str or int, optional
-        The most that rows of tokens may take together, such as `4GiB`; default 60 % of the free memory.
+        The most that the rows of all jobs that run may take together, such as `4GiB`; default 60 % of the free memory.
     scheduler : str, optional
         Address of a Dask scheduler; default threads.
     quiet : bool
@@ -61,17 +62,25 @@ def run_jobs(
     ------
     ConflictError
         A result of that name was made differently; nothing is run.
-    BudgetError
-        The rows of a job do not fit the memory. What is done stays.
     """
-    planned = plan(lake, jobs)
-    todo = [one.job for one in planned if one.is_todo]
-    threads = max(1, min(os.cpu_count() or 1, len(todo)))
-    share = parse_memory(memory) // threads
-    tasks = [ProbeTask(lake.storage.url, dict(lake.storage.options), job, share) for job in todo]
+    budget = parse_memory(memory)
+    planned = [_affordable(one, budget) for one in plan(lake, jobs)]
+    todo = [one for one in planned if one.is_todo]
+    largest = max((one.bytes for one in todo), default=0)
+    threads = max(1, min(os.cpu_count() or 1, len(todo), budget // max(1, largest)))
+    share = budget // threads
+    tasks = [ProbeTask(lake.storage.url, dict(lake.storage.options), one.job, share) for one in todo]
     with single_threaded():
-        run_tasks(tasks, label="probe", unit="probes", threads=threads, scheduler=scheduler, quiet=quiet)
-    return [one.read(lake.storage) if one.is_todo else one for one in planned]
+        returned = run_tasks(tasks, label="probe", unit="probes", threads=threads, scheduler=scheduler, quiet=quiet)
+    reasons = iter(returned)
+    return [one.after(next(reasons), lake.storage) if one.is_todo else one for one in planned]
+
+
+def _affordable(one: Planned, budget: int) -> Planned:
+    if not one.is_todo or one.bytes <= budget:
+        return one
+    reason = f"its rows take {readable_bytes(one.bytes)}, the memory is {readable_bytes(budget)}; give more (--memory)"
+    return replace(one, reason=reason)
 
 
 @dataclass(frozen=True)
@@ -88,8 +97,15 @@ class ProbeTask:
         """How many probes it fits."""
         return self.job.size
 
-    def run(self, advance: Advance) -> None:
-        """Fit the cells of the setting and write the result."""
+    def run(self, advance: Advance) -> str:
+        """Fit the cells of the setting and write the result; return why that cannot be done, or nothing."""
+        try:
+            self._run(advance)
+        except LEFT_OUT as error:
+            return str(error)
+        return ""
+
+    def _run(self, advance: Advance) -> None:
         lake = Lake.open(self.url, storage_options=self.options)
         opened = open_job(lake, self.job)
         if self.job.method == "attention":
@@ -124,6 +140,7 @@ def _probed(job: Job, opened: Opened, memory: int, advance: Advance) -> Iterator
     there = _cells(job, opened)
     wanted = [cell for cell in there if isinstance(cell, Cell)]
     fit = _fits(job, opened, wanted, memory)
+    other_classes = _other_classes(opened.task, opened.test_task)
     for cell in there:
         if isinstance(cell, Skipped):
             yield ProbedCell(cell.num_train, 0, cell.fraction, 0, cell.reason, (), ())
@@ -133,8 +150,17 @@ def _probed(job: Job, opened: Opened, memory: int, advance: Advance) -> Iterator
                 units, probes, reason = fit(cell)
             except InputError as error:
                 units, probes, reason = (), (), str(error)
-            yield ProbedCell(len(cell.train), len(cell.test), cell.fraction, shared, reason, units, probes)
+            told = "; ".join(filter(None, [reason, other_classes]))
+            yield ProbedCell(len(cell.train), len(cell.test), cell.fraction, shared, told, units, probes)
         advance(max(1, len(job.ks)))
+
+
+def _other_classes(task: Task, test: Task) -> str:
+    """Return a warning where training and test rows name their classes differently; the benchmark's do so too."""
+    if task.classes == test.classes:
+        return ""
+    own, others = (" and ".join(classes) for classes in (task.classes, test.classes))
+    return f"classes are {own} in training and {others} in the test; they are taken for the same in this order"
 
 
 Fitted = tuple[tuple[int, ...], tuple[Probe, ...], str]

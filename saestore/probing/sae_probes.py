@@ -19,6 +19,7 @@ from saestore.kernels.class_sums import ClassSums, Normalisation, ranked
 from saestore.kernels.densify import densify, unit_lookup
 from saestore.probing.classifiers import Penalty, logistic
 from saestore.probing.splits import SEED
+from saestore.probing.token_rows import check_finite
 from saestore.probing.validation import Labels, Scores
 
 KS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
@@ -85,6 +86,8 @@ class SampleCodes:
     ------
     HoleError
         Rows were never written.
+    InputError
+        Some values are NaN or infinite.
     """
 
     def __init__(self, codes: Codes, rows: NDArray[np.int64]) -> None:
@@ -94,6 +97,7 @@ class SampleCodes:
         self._rows = np.unique(rows)
         read = codes.rows(self._rows)
         self._indices, self._values = read.indices, read.values
+        check_finite(self._values, self._rows, codes.key.path)
 
     def rank(
         self, rows: NDArray[np.int64], labels: Labels, *, limit: int = KS[-1], normalisation: Normalisation = "mean"

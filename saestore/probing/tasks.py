@@ -1,4 +1,4 @@
-"""Tasks to probe: a label of two values for each sample of a dataset, and how often its texts repeat."""
+"""Tasks to probe: a label of two values for each sample of a dataset, and texts that occur twice."""
 
 from __future__ import annotations
 
@@ -77,18 +77,6 @@ class Refusal:
 
     name: str
     reason: str
-
-
-@dataclass(frozen=True)
-class Repeats:
-    """How often texts repeat in a task. They are counted and never removed, as in the sparse-probing benchmark.
-
-    rows : samples whose text an earlier sample has
-    two_labels : different texts that occur with both labels
-    """
-
-    rows: int
-    two_labels: int
 
 
 def read_task(samples: Samples, label: str | None = None) -> Task | Refusal:
@@ -176,26 +164,6 @@ def text_numbers(contents: Sequence[str] | NDArray[Any]) -> NDArray[np.int64]:
     [0, 1, 0]
     """
     return np.asarray(pd.factorize(np.asarray(contents, dtype=object))[0], dtype=np.int64)
-
-
-def count_repeats(texts: NDArray[np.int64], labels: NDArray[np.int8]) -> Repeats:
-    """Count texts that repeat in a task.
-
-    Parameters
-    ----------
-    texts : (n,) int64
-        From `text_numbers`.
-    labels : (n,) int8
-        0 or 1.
-
-    Examples
-    --------
-    >>> count_repeats(text_numbers(["Rain.", "Snow.", "Rain."]), np.array([0, 1, 1], np.int8))
-    Repeats(rows=1, two_labels=1)
-    """
-    positive, negative = np.unique(texts[labels == 1]), np.unique(texts[labels == 0])
-    both = np.intersect1d(positive, negative, assume_unique=True)
-    return Repeats(len(texts) - len(np.unique(texts)), len(both))
 
 
 def count_shared(train: NDArray[np.int64], test: NDArray[np.int64]) -> int:

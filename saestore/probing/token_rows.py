@@ -98,10 +98,15 @@ def read_finite(activations: Activations, rows: NDArray[np.int64]) -> NDArray[np
         Some were never written.
     """
     x = activations.take(rows)
+    check_finite(x, rows, activations.key.path)
+    return x
+
+
+def check_finite(x: NDArray[np.float32], rows: NDArray[np.int64], path: str) -> None:
+    """Refuse rows (r, m) of a group at a path where some number is NaN or infinite (InputError)."""
     if not np.isfinite(x.sum(dtype=np.float64)):  # float64 does not overflow here, and one sum costs less than a mask
         wrong = rows[~np.isfinite(x).all(axis=1)]
         raise InputError(
-            f"{wrong.size} of {len(rows)} rows of {activations.key.path} hold NaN or infinity, the first is "
-            f"{wrong[0]}; expected finite numbers only"
+            f"{wrong.size} of {len(rows)} rows of {path} hold NaN or infinity, the first is {wrong[0]}; expected "
+            "finite numbers only"
         )
-    return x

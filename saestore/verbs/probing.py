@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,7 +45,8 @@ class Probes:
     """What `probe` found.
 
     tasks : one for each dataset, activations or SAE, setting and method
-    rows : the tidy table, each with the keys of `saestore.probe_results.TABLE_COLUMNS`
+    rows : the tidy table, each with the keys of `saestore.probe_results.TABLE_COLUMNS`; one with a reason where a task
+        is `missing`
     files : tables that were written
     """
 
@@ -106,9 +107,9 @@ def probe(
     label : str, optional
         Column or concept of the sample tables; default `label` or `target`.
     ks : sequence of int, optional
-        Numbers of units of SAE probes; default 1 to 512 in the normal setting, 16 and 128 in others.
+        Numbers of units of SAE probes; default 1 to 512 in the normal setting, 128 on several tokens, else 16 and 128.
     normalisation : {"mean", "none"}
-        Of the difference of means that ranks units.
+        Of the difference of means that ranks units; on several tokens none, whatever is given.
     seed : int
         Of everything that is drawn.
     test_dataset : str
@@ -118,7 +119,7 @@ def probe(
     device : str
         Of attention probes: `auto`, `cpu`, `cuda` or `mps`.
     memory : str or int, optional
-        The most that rows of tokens may take, such as `4GiB`.
+        The most that rows which are probed may take, such as `4GiB`; default 60 % of the free memory.
     dry_run : bool
         Say what there is to do, and what is missing.
     out : path, optional
@@ -165,7 +166,7 @@ def probe(
     )
     jobs = chosen_jobs(opened, choice, options)
     found = plan(opened, jobs) if dry_run else run_jobs(opened, jobs, memory=memory, scheduler=scheduler, quiet=quiet)
-    rows = tuple(row for one in found if one.result is not None for row in table_rows(one.result))
+    rows = tuple(row for one in found for row in _rows(one))
     probes = Probes(tuple(_task(one) for one in found), rows)
     if out is None:
         return probes
@@ -174,6 +175,19 @@ def probe(
     frame = probes.table()
     files = tuple(write_table(Path(out) / f"probes.{kind}", frame) for kind in ("parquet", "csv"))
     return Probes(probes.tasks, probes.rows, files)
+
+
+def _rows(one: Planned) -> Iterator[dict[str, Any]]:
+    if one.result is not None:
+        yield from table_rows(one.result)
+    elif one.reason:
+        key, options = one.job.key, one.job.options
+        yield dict.fromkeys(TABLE_COLUMNS) | {
+            **{name: getattr(key, name, None) for name in ("dataset", "model", "layer", "sample_type", "sae")},
+            **{name: getattr(options, name) for name in ("name", "label", "seed")},
+            **{name: getattr(one.job, name) for name in ("view", "setting", "method")},
+            "reason": one.reason,
+        }
 
 
 def _task(one: Planned) -> ProbedTask:

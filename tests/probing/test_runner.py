@@ -214,8 +214,9 @@ def test_what_cannot_be_probed_is_a_row_with_its_reason(tmp_path: Path) -> None:
     assert "has one class only (x)" in reasons[1]
     assert "data/c/m/layer_1/activations/mean" in reasons[2]
     assert "has no dataset 'd'" in reasons[3]
-    assert [row["dataset"] for row in found.rows] == ["a"]
-    assert {task.dataset for task in probe(lake, methods="logreg", dry_run=True, quiet=True).tasks} == {"a", "b"}
+    assert [(row["dataset"], row["reason"]) for row in found.rows] == list(zip("abcd", reasons, strict=True))
+    assert found.table()["test_auc"].notna().tolist() == [True, False, False, False]
+    assert {task.dataset for task in probe(lake, methods="logreg", dry_run=True, quiet=True).tasks} == {"a", "b", "c"}
 
 
 def test_rows_that_were_never_written_are_probed_when_they_are(tmp_path: Path) -> None:
@@ -241,8 +242,8 @@ def test_what_several_methods_read_is_opened_once_for_the_plan(tmp_path: Path, m
 
     monkeypatch.setattr(jobs, "open_job", counted)
     found = probe(small(tmp_path), settings=["normal", "scarcity"], methods=["logreg", "knn"], dry_run=True, quiet=True)
-    assert len(found.tasks) == 8
-    assert sorted(opened) == ["a", "b"]
+    assert len(found.tasks) == 12
+    assert sorted(opened) == ["a", "b", "c"]
 
 
 def test_cells_that_are_too_small_or_not_finite_have_a_reason(tmp_path: Path) -> None:
@@ -251,11 +252,14 @@ def test_cells_that_are_too_small_or_not_finite_have_a_reason(tmp_path: Path) ->
     assert [row["num_train"] for row in rows][-1] == 1024
     assert all((row["test_auc"] is None) == (row["num_train"] > 140) == bool(row["reason"]) for row in rows)
     assert "240 rows of equal classes; scarcity needs 1,124 here" in rows[-1]["reason"]
-    x = np.ones((40, 5), np.float32)
+    x = np.ones((240, 5), np.float32)
     x[3, 1] = np.nan
-    write_activations(lake.storage, ActivationsKey("c", "m", "layer_1", "max"), np.tile(x, (1, 1)), "float32")
-    (row,) = probe(lake, "c", methods="logreg", sample_type="max", quiet=True).rows
-    assert row["reason"]
+    write_activations(lake.storage, ActivationsKey("a", "m", "layer_1", "max"), x, "float32")
+    (row,) = probe(lake, "a", methods="logreg", sample_type="max", quiet=True).rows
+    assert "NaN" in row["reason"]
+    write_codes(lake.storage, CodesKey("a", "m", "layer_1", "s", "max"), top_k(x, 5), dtype="float32")
+    (row,) = probe(lake, "a", methods="sae-l1", ks=[1, 2], sample_type="max", quiet=True).rows
+    assert "rows of data/a/m/layer_1/codes/s/max hold NaN or infinity, the first is 3" in row["reason"]
 
 
 def test_out_of_distribution_trains_here_and_tests_there(tmp_path: Path) -> None:
@@ -279,6 +283,52 @@ def test_out_of_distribution_trains_here_and_tests_there(tmp_path: Path) -> None
     auc = roc_auc_score(np.arange(30) % 2, model.predict_proba(other)[:, 1])
     assert (row["num_train"], row["num_test"]) == (1024, 30)
     assert row["test_auc"] == pytest.approx(auc, abs=1e-9)
+
+
+def test_out_of_distribution_needs_another_dataset_that_is_named_after_it(tmp_path: Path) -> None:
+    lake = small(tmp_path, n=1400)
+    found = probe(lake, ["a", "c"], settings="ood", methods="logreg", test_dataset="a", quiet=True)
+    assert [(task.dataset, task.state) for task in found.tasks] == [("a", "missing"), ("c", "missing")]
+    assert found.tasks[0].reason == "a would test what it has trained itself; give another --test-dataset"
+    found = probe(lake, settings="ood", methods="logreg", test_dataset="a_OOD", dry_run=True, quiet=True)
+    assert [task.dataset for task in found.tasks] == ["a", "b", "c"]
+    with pytest.raises(MissingError, match=r"is named other after another one.*; give --test-dataset"):
+        probe(lake, settings="ood", methods="logreg", test_dataset="other", quiet=True)
+
+
+def test_classes_of_other_names_are_told(tmp_path: Path) -> None:
+    lake = small(tmp_path, n=1400)
+    columns = {"target": ["wrong", "right"] * 15}
+    write_samples(lake.storage, "t", SampleTable(**{**vars(sample_table(30)), "columns": columns}))
+    x = lake.activations("a_OOD").read()
+    write_activations(lake.storage, ActivationsKey("t", "m", "layer_1", "mean"), x, "float32")
+    (row,) = probe(lake, "a", settings="ood", methods="logreg", test_dataset="t", quiet=True).rows
+    assert row["test_auc"] is not None
+    assert "classes are no and yes in training and right and wrong in the test" in row["reason"]
+
+
+def test_damage_of_one_dataset_leaves_the_others(tmp_path: Path) -> None:
+    lake = small(tmp_path)
+    x = np.random.default_rng(0).normal(size=(240, 5)).astype(np.float32)
+    write_samples(lake.storage, "e", SampleTable(**{**vars(sample_table(240)), "columns": {"target": [0, 1] * 120}}))
+    key = ActivationsKey("e", "m", "layer_1", "mean")
+    write_activations(lake.storage, key, x, "float32")
+    (shard,) = (tmp_path / "lake" / key.path).rglob("c/0/0")
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    found = probe(lake, ["e", "a"], methods="logreg", quiet=True)
+    assert {task.dataset: task.state for task in found.tasks} == {"e": "missing", "a": "done"}
+    assert "is damaged in chunk 0 (checksum mismatch)" in next(r["reason"] for r in found.rows if r["dataset"] == "e")
+
+
+def test_rows_that_exceed_the_memory_are_left_out(tmp_path: Path) -> None:
+    lake = small(tmp_path)
+    (task,) = probe(lake, "a", methods="logreg", memory="10KiB", quiet=True).tasks
+    assert task.state == "missing"
+    assert task.reason == "its rows take 42.2 KiB, the memory is 10.0 KiB; give more (--memory)"
+    (task,) = probe(lake, "a", methods="logreg", memory="50KiB", quiet=True).tasks
+    assert task.state == "done"
 
 
 def test_several_tokens_are_probed_by_their_own_methods(tmp_path: Path) -> None:
@@ -332,7 +382,7 @@ def test_codes_that_lack_active_units_are_told(tmp_path: Path) -> None:
         lacking[name] = int(((dense > 0).sum(axis=1) > 6).sum())
     assert min(lacking.values()) > 0
     found = probe(lake, methods=["logreg", "sae-l2"], ks=[2], quiet=True)
-    assert {(row["dataset"], row["method"]): row["truncated"] for row in found.rows} == {
+    assert {(row["dataset"], row["method"]): row["truncated"] for row in found.rows if row["num_test"] is not None} == {
         ("a", "logreg"): 0, ("a", "sae-l2"): lacking["a"], ("c", "sae-l2"): lacking["c"],
     }  # fmt: skip
     told = present_probes.probe(found, {})

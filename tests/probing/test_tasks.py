@@ -13,9 +13,7 @@ from saestore.lake import Lake
 from saestore.probing.splits import split_rows
 from saestore.probing.tasks import (
     Refusal,
-    Repeats,
     Task,
-    count_repeats,
     count_shared,
     make_task,
     read_task,
@@ -38,10 +36,10 @@ def _read(folder: Path, columns: dict[str, list[Any]], label: str | None = None)
 
 
 @pytest.mark.slow
-def test_labels_and_repeats_of_all_benchmark_tasks(tmp_path: Path) -> None:
+def test_labels_and_shared_texts_of_all_benchmark_tasks(tmp_path: Path) -> None:
     data = own("utils_data")
     catalog, lake = load_catalog(), Lake.create(tmp_path / "lake")
-    repeated, rows, shared, conflicting = 0, 0, {}, {}
+    rows, shared = 0, {}
     for tag, expected in benchmark_tasks().items():
         entry = catalog.dataset(f"sae-probes/{tag}")
         samples = write_samples(lake.storage, entry.lake_name, samples_from_entry(entry))
@@ -54,32 +52,26 @@ def test_labels_and_repeats_of_all_benchmark_tasks(tmp_path: Path) -> None:
             str(int(value) if targets.dtype == bool else value) for value in sorted(set(targets))
         )
         texts = text_numbers(samples.contents())
-        repeats = count_repeats(texts, task.labels)
-        repeated, rows = repeated + repeats.rows, rows + len(task)
-        conflicting[tag] = repeats.two_labels
+        rows += len(task)
         split = split_rows(task.labels, num_train=min(len(task) - 100, 1_024))
         shared[tag] = count_shared(texts[split.train], texts[split.test]) / len(split.test)
-    assert (len(shared), rows, round(100 * repeated / rows, 1)) == (113, 334_092, 17.3)
+    assert (len(shared), rows) == (113, 334_092)
     percent = 100 * np.array(list(shared.values()))
     assert (round(percent.mean(), 1), round(float(np.median(percent)), 1)) == (18.6, 16.9)
     assert ((percent > 10).sum(), (percent > 50).sum()) == (71, 7)
-    assert sum(count > 0 for count in conflicting.values()) == 16
-    assert conflicting["145_disease_class_digestive system diseases"] == 19
 
 
 @pytest.mark.parametrize(
-    ("tag", "classes", "repeats", "shared"),
+    ("tag", "classes", "shared"),
     [
-        ("41_truthqa_tf", ("correct", "incorrect"), 296, 51.5),
-        ("95_toxic_is", ("0", "1"), 144, 35.4),
-        ("22_headline_isobama", ("0", "1"), 321, 24.2),
-        ("151_it_tick_HR Support", ("0", "1"), 37, 3.0),
-        ("66_living-room", ("bigram", "not_bigram"), 734, 17.3),
+        ("41_truthqa_tf", ("correct", "incorrect"), 51.5),
+        ("95_toxic_is", ("0", "1"), 35.4),
+        ("22_headline_isobama", ("0", "1"), 24.2),
+        ("151_it_tick_HR Support", ("0", "1"), 3.0),
+        ("66_living-room", ("bigram", "not_bigram"), 17.3),
     ],
 )
-def test_repeats_of_known_tasks(
-    tmp_path: Path, tag: str, classes: tuple[str, str], repeats: int, shared: float
-) -> None:
+def test_shared_texts_of_known_tasks(tmp_path: Path, tag: str, classes: tuple[str, str], shared: float) -> None:
     expected = benchmark_tasks()[tag]
     entry = load_catalog().dataset(f"sae-probes/{tag}")
     samples = _stored(tmp_path, samples_from_entry(entry), entry.lake_name)
@@ -88,9 +80,7 @@ def test_repeats_of_known_tasks(
     assert (task.name, task.label, task.classes) == (entry.lake_name, "target", classes)
     np.testing.assert_array_equal(task.labels, expected.labels)
     contents = samples.contents().tolist()
-    assert len(contents) - len(set(contents)) == repeats
     texts = text_numbers(samples.contents())
-    assert count_repeats(texts, task.labels).rows == repeats
     split = split_rows(task.labels, num_train=min(len(task) - 100, 1_024))
     train = {contents[row] for row in split.train}
     brute_force = sum(contents[row] in train for row in split.test)
@@ -222,13 +212,13 @@ def test_samples_appended_later_belong_to_the_task(tmp_path: Path) -> None:
     task = read_task(samples)
     assert isinstance(task, Task)
     assert task.labels.tolist() == [0, 1, 1, 0, 1, 1]
-    assert count_repeats(text_numbers(samples.contents()), task.labels) == Repeats(rows=2, two_labels=0)
+    assert text_numbers(samples.contents()).tolist() == [0, 1, 2, 0, 1, 3]
 
 
-def test_repeats_are_exact_texts() -> None:
+def test_texts_are_compared_letter_by_letter() -> None:
     texts = text_numbers(["Rain.", "rain.", "Rain. ", "Rain.", "Snow.", "Rain.", "Snow."])
     assert texts.dtype == np.int64
-    assert count_repeats(texts, np.array([0, 1, 1, 1, 0, 0, 0], np.int8)) == Repeats(rows=3, two_labels=1)
+    assert texts.tolist() == [0, 1, 2, 0, 3, 0, 3]
     assert count_shared(texts[[0, 4]], texts[[1, 3, 5, 6, 2]]) == 3
     assert count_shared(texts[:0], texts) == 0
 
