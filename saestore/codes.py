@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -317,7 +317,11 @@ class Codes:
             Rows were never written and `holes` is `error`.
         MissingError
             A unit does not exist, or is not in the view.
+        InputError
+            A row does not exist, or `holes` is unknown.
         """
+        if holes not in get_args(Holes):
+            raise InputError(f"holes={holes!r} is unknown; choose from {', '.join(get_args(Holes))}")
         wanted = self._wanted(rows)
         n = count(wanted)
         width = len(self.kept_units) if units is None else len(units)

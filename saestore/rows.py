@@ -489,6 +489,8 @@ def _plain(value: Mapping[str, Any]) -> dict[str, Any]:
 def _difference(storage: Storage, path: str, stored: Mapping[str, Any], plan: Mapping[str, Any]) -> str:
     old, new = {**stored, **stored["identity"]}, {**plan, **plan["identity"]}
     names = [name for name in new if name != "identity" and old.get(name) != new[name]]
+    if any(name in plan["identity"] for name in names):  # of which other arrays only follow
+        names = [name for name in names if name != "arrays"]
     changes = "; ".join(
         f"{name}: {shortened(json.dumps(old.get(name)))} is stored, {shortened(json.dumps(new[name]))} was asked"
         for name in names[:3]

@@ -23,6 +23,7 @@ from saestore.axis import RowAxis
 from saestore.errors import InputError, MissingError
 from saestore.kernels.ramps import ramps
 from saestore.kernels.ranges import Ranges, merged, part, runs
+from saestore.labels import Labels, label_names
 from saestore.layout import SPLITS
 
 SampleChoice = str | int | Sequence[str] | Sequence[int] | NDArray[Any]
@@ -75,7 +76,7 @@ class Selection:
         split : str or sequence of str, optional
             One of these: train, cal, test.
         concept : str or sequence of str, optional
-            Labelled 1 for all of these.
+            Labelled 1 for all of these in the sample table; labels of positions are not asked.
         samples : str, int, or sequence of either, optional
             Ids, or places in the sample table.
         special : bool, optional
@@ -93,7 +94,9 @@ class Selection:
         if split is not None:
             further.append(_of_splits(_names(split, "split")))
         if concept is not None:
-            further += [Condition(f"concept {one}", columns.concept(one)) for one in _names(concept, "concept")]
+            for one in _names(concept, "concept"):
+                self._refuse_concept_of_positions(one)
+                further.append(Condition(f"concept {one}", columns.concept(one)))
         if samples is not None:
             further.append(self._of_samples(samples))
         if special is not None:
@@ -248,6 +251,20 @@ class Selection:
                 f"{conditions[last_met].words}"
             )
         return merged(*(np.concatenate(parts) for parts in zip(*found, strict=True)))
+
+    def _refuse_concept_of_positions(self, concept: str) -> None:
+        """Refuse a concept that labels of positions have and the sample table has not (MissingError)."""
+        samples, positions = self.axis.samples, self.axis.positions
+        if positions is None or concept in samples.concept_names:
+            return
+        storage, key = positions.group.storage, positions.key
+        for name in label_names(storage, key):
+            if concept in Labels.open_part(storage, key.at(0), name).concept_names:
+                raise MissingError(
+                    f"concept {concept!r} of dataset {samples.dataset!r} is labelled at positions alone (labels "
+                    f"{name!r}), and concept= chooses samples; take the rows where lake.labels("
+                    f"{samples.dataset!r}, {name!r}).concept({concept!r}) is 1"
+                )
 
     def _of_samples(self, samples: SampleChoice) -> Condition:
         table = self.axis.samples

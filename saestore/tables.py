@@ -138,9 +138,10 @@ class Samples:
             raise InputError(f"split {split!r} is unknown; choose from {', '.join(SPLITS)}")
         found = np.flatnonzero(self.split == split)
         if found.size == 0:
-            raise InputError(
-                f"dataset {self.dataset!r} has no sample in split {split!r}; give its table a split column"
-            )
+            counts = {name: int(np.count_nonzero(self.split == name)) for name in SPLITS}
+            there = ", ".join(f"{name} ({count:,})" for name, count in counts.items() if count)
+            remedy = f"it has {there}; name one of these" if there else "give its table a split column"
+            raise InputError(f"dataset {self.dataset!r} has no sample in split {split!r}; {remedy}")
         return found
 
     @property

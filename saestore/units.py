@@ -160,10 +160,9 @@ class Unit:
         Raises
         ------
         InputError
-            n is below 1, or `per` is unknown.
+            n is no whole number from 1, or `per` is unknown.
         """
-        if n < 1:
-            raise InputError(f"n is {n}; ask for at least 1 row")
+        _check_number("n", n, "row")
         if per not in ("position", "sample"):
             raise InputError(f"per={per!r} is unknown; choose position or sample")
         found = self if special else self.without_special()
@@ -189,10 +188,9 @@ class Unit:
         Raises
         ------
         InputError
-            bins is below 1.
+            bins is no whole number from 1.
         """
-        if bins < 1:
-            raise InputError(f"bins is {bins}; ask for at least 1 bin")
+        _check_number("bins", bins, "bin")
         found = self if special else self.without_special()
         counts, edges = np.histogram(found.values.astype(np.float64), bins=bins)
         counted = self.selection if special else self.selection.without_special
@@ -228,7 +226,7 @@ class Unit:
         Raises
         ------
         InputError
-            n is below 1, `per` is unknown, or quantiles do not ascend from 0 to 1.
+            n is no whole number from 1, `per` is unknown, or quantiles do not ascend from 0 to 1.
         """
         picked = self.picks(n, quantiles=quantiles, per=per, special=special)
         places = places_of(self.axis, np.array([pick.row for pick in picked], dtype=np.int64))
@@ -243,8 +241,7 @@ class Unit:
         special: bool = False,
     ) -> list[Pick]:
         """Return the rows that `examples` shows, without reading what stands there; its parameters and errors."""
-        if n < 1:
-            raise InputError(f"n is {n}; ask for at least 1 row")
+        _check_number("n", n, "row")
         everything = self.top(max(1, len(self)) if quantiles is not None else n, per=per, special=special)
         if quantiles is None:
             chosen = np.arange(len(everything.rows))
@@ -253,6 +250,14 @@ class Unit:
             chosen, bands = _banded(len(everything.rows), n, quantiles)
         rows, values = everything.rows[chosen].tolist(), everything.values[chosen].tolist()
         return [Pick(*one) for one in zip(rows, values, bands, strict=True)]
+
+
+def _check_number(name: str, number: object, thing: str) -> None:
+    """Refuse what is no whole number of things, at least one (InputError)."""
+    if not isinstance(number, (int, np.integer)) or isinstance(number, bool):
+        raise InputError(f"{name} is {number!r}; ask for a whole number of {thing}s, at least 1")
+    if number < 1:
+        raise InputError(f"{name} is {number}; ask for at least 1 {thing}")
 
 
 def _strongest(rows: NDArray[np.int64], values: NDArray[np.float32], n: int) -> NDArray[np.int64]:
@@ -270,9 +275,13 @@ def _banded(
     count: int, n: int, quantiles: Sequence[float]
 ) -> tuple[NDArray[np.int64], list[tuple[float, float] | None]]:
     """Return ranks (0 is the strongest) of n rows from each band of quantiles, and their bands."""
-    edges = [float(edge) for edge in quantiles]
-    if len(edges) < 2 or edges != sorted(set(edges)) or edges[0] < 0 or edges[-1] > 1:
-        raise InputError(f"quantiles {edges} cannot be used; give at least two ascending numbers from 0 to 1")
+    try:
+        edges = [float(edge) for edge in quantiles]
+    except (TypeError, ValueError):
+        edges = []
+    ascend = all(low < high for low, high in itertools.pairwise(edges))  # no NaN does
+    if len(edges) < 2 or not ascend or edges[0] < 0 or edges[-1] > 1:
+        raise InputError(f"quantiles {quantiles!r} cannot be used; give at least two ascending numbers from 0 to 1")
     ranks: list[NDArray[np.int64]] = []
     bands: list[tuple[float, float] | None] = []
     for low, high in reversed(list(itertools.pairwise(edges))):

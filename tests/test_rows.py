@@ -201,6 +201,21 @@ def test_wrong_rows_and_paths(tmp_path: Path) -> None:
         Grid.plan(0, shard_rows=4, chunk_rows=2)
 
 
+@pytest.mark.parametrize(
+    ("identity", "told"),
+    [
+        ({"how": "other"}, r'\(how: "this" is stored, "other" was asked\)'),
+        ({"how": "this"}, r'\(arrays: \["a"\] is stored, \["a", "b"\] was asked\)'),
+    ],
+)
+def test_other_arrays_are_told_where_nothing_else_differs(tmp_path: Path, identity: dict[str, str], told: str) -> None:
+    storage, plan = open_storage(tmp_path), {"kind": "labels", "axis": "row", "grid": Grid(4, 4, 4)}
+    one, other = ArraySpec("a", "uint8"), ArraySpec("b", "uint8")
+    RowGroup.create(storage, "data/x", arrays=[one], identity={"how": "this"}, **plan)
+    with pytest.raises(ConflictError, match=told):
+        RowGroup.create(storage, "data/x", arrays=[one, other], identity=identity, **plan)
+
+
 def test_of_two_plans_at_once_one_gets_the_place(tmp_path: Path) -> None:
     storage = open_storage(tmp_path)
     start = threading.Barrier(8)

@@ -12,10 +12,12 @@ import pytest
 from built_lake import build
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from marked_lake import text_lake
 
 import saestore.selection
 from saestore.axis import RowAxis
 from saestore.errors import HoleError, InputError, MissingError, SaestoreError
+from saestore.labels import write_labels
 from saestore.lake import Lake
 from saestore.layout import ActivationsKey, ModelKey
 from saestore.rows import ArraySpec, Grid, RowGroup
@@ -519,6 +521,19 @@ def test_a_name_with_two_meanings_is_refused(tmp_path) -> None:
         rows.where('split == "test"')
     assert rows.where(split="test", special=False).rows().tolist() == [1]
     assert rows.where(concept="split").rows().tolist() == [0]
+
+
+def test_a_concept_of_positions_alone_is_told(tmp_path) -> None:
+    lake, tokens = text_lake(str(tmp_path / "lake"), ("It rains.", "Sun"), concepts={"wet": [1, 0]}, cuts=(1,))
+    for part, of_text in enumerate(tokens):
+        labels = np.ones((len(of_text), 1), np.uint8)
+        write_labels(lake.storage, ModelKey("d", "m", part), "mine", labels, ["sunny"])
+    rows = Selection.all(RowAxis.open(lake.storage, ActivationsKey("d", "m", "layer_0", "token")))
+    told = r"'sunny' of dataset 'd' is labelled at positions alone \(labels 'mine'\), and concept= chooses samples; .*"
+    with pytest.raises(MissingError, match=told + r"lake\.labels\('d', 'mine'\)\.concept\('sunny'\) is 1$"):
+        rows.where(concept=["wet", "sunny"])
+    with pytest.raises(MissingError, match="has no concept 'sun'; its 1 concepts: 'wet'"):
+        rows.where(concept="sun")
 
 
 def test_an_axis_without_rows_says_so(known: KnownAxis) -> None:

@@ -79,6 +79,14 @@ def test_a_table_without_a_split_or_concepts() -> None:
         samples.concept("red")
 
 
+def test_a_split_without_samples_is_told_beside_the_others() -> None:
+    table = SampleTable(ids=["a", "b", "c"], kind="text", contents=["x"] * 3, split=["test", "train", "test"])
+    samples = write_samples(open_storage("memory://two-splits"), "two", table)
+    told = r"^dataset 'two' has no sample in split 'cal'; it has train \(1\), test \(2\); name one of these$"
+    with pytest.raises(InputError, match=told):
+        samples.of_split("cal")
+
+
 def test_the_same_table_is_kept_and_another_refused(tmp_path: Path) -> None:
     built = build(str(tmp_path / "lake"))
     assert write_samples(built.storage, "d", sample_table(7)).digest == built.table.digest()

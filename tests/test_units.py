@@ -179,9 +179,18 @@ def test_wrong_requests_are_refused(built: BuiltLake) -> None:
         unit.top(3, per="text")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="at least 1 bin"):
         unit.histogram(0)
-    for quantiles in ([0.5], [0.5, 0.5], [1, 0], [-0.1, 1], [0, 1.5]):
-        with pytest.raises(InputError, match="quantiles"):
-            unit.examples(2, quantiles=quantiles)
+    for quantiles in ([0.5], [0.5, 0.5], [1, 0], [-0.1, 1], [0, 1.5], [0, np.nan], [np.nan, 1], [0, "x"], [0, None]):
+        with pytest.raises(InputError, match=r"quantiles .* at least two ascending numbers from 0 to 1"):
+            unit.examples(2, quantiles=quantiles)  # type: ignore[arg-type]
+    for number in (2.5, "3", None, True):
+        for ask in (unit.top, unit.examples):
+            with pytest.raises(InputError, match=f"n is {number!r}; ask for a whole number of rows, at least 1"):
+                ask(number)  # type: ignore[operator]
+        with pytest.raises(InputError, match=f"bins is {number!r}; ask for a whole number of bins, at least 1"):
+            unit.histogram(number)  # type: ignore[arg-type]
+    assert len(unit.top(np.int64(1)).rows) == 1
+    with pytest.raises(InputError, match="holes='xx' is unknown; choose from error, nan"):
+        built.codes().dense(slice(0, 2), holes="xx")  # type: ignore[arg-type]
 
 
 def test_while_postings_are_being_built_dense_blocks_are_read_by_row(

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from saestore.activations import Activations
 from saestore.analysis.counted_rows import CountedRows
-from saestore.analysis.detection import same_truth
+from saestore.analysis.detection import same_truth, scores_in
 from saestore.analysis.directions import LabelledRows
 from saestore.analysis.single_units import choose_units
 from saestore.analysis.thresholds import Thresholds
@@ -63,7 +63,7 @@ class Baseline:
     ridge : of `direction` alone
     percentile, threshold : None, and scores NaN, where there is nothing to learn from
     n_pos : samples that the threshold rests on
-    calibration, test : scores over the samples of the split
+    calibration, test : scores over the samples of the split; NaN where none of them has the concept
     counts : TP, FP, FN, TN over the samples of the test split
     f1_low, f1_high : 95 % of F1 over resampled test samples
     always_yes_f1 : F1 on the test split of firing everywhere
@@ -278,7 +278,7 @@ class _Run:
         """Say which concepts nothing can be said of."""
         for split, labels in self.labels.items():
             empty = [name for name, each in zip(self.concepts, labels, strict=True) if not (each == 1).any()]
-            self._tell(say, empty, f"have no sample in split {split}; their baselines say nothing")
+            self._tell(say, empty, f"have no sample in split {split}; their baselines there are undefined")
 
     def directions(self, ridges: Sequence[float], say: Callable[[str], None]) -> list[list[Baseline]]:
         """Fit directions, choose ridge and percentile for each reduction, and report."""
@@ -393,6 +393,8 @@ class _Run:
     ) -> Baseline:
         # Each from the same seed, so that an interval does not depend on which other baselines are asked for.
         low, high = bootstrap_f1(test, np.random.default_rng(self.seed), _RESAMPLES)
+        if not self._totals(place, self.reporting.split)[0]:
+            low = high = float("nan")
         return replace(
             undefined,
             unit=unit,
@@ -400,8 +402,8 @@ class _Run:
             percentile=float(self.percentiles[level]),
             threshold=float(cut),
             n_pos=n_pos,
-            calibration=Scores.of(calibration),
-            test=Scores.of(test),
+            calibration=scores_in(calibration),
+            test=scores_in(test),
             counts=cast(tuple[int, int, int, int], tuple(test.tolist())),
             f1_low=low,
             f1_high=high,
@@ -421,7 +423,8 @@ class _Run:
         ]
 
     def _always_yes(self, place: int) -> float:
-        return float(f1_of(np.array([*self._totals(place, self.reporting.split), 0, 0])))
+        always: float = scores_in(np.array([*self._totals(place, self.reporting.split), 0, 0])).f1
+        return always
 
     def _totals(self, place: int, split: str) -> tuple[int, int]:
         """Return the samples of a split that have a concept, and those that have not."""

@@ -56,7 +56,7 @@ def compare(codes: Codes, *, detection: str = DEFAULT, memory: str | int | None 
     codes : Codes
         All units, or the view that the results are of.
     detection : str
-        Name of the detection; of the localisation of that name too, where there is one.
+        Name of the detection; the localisation that was made from it is compared too, where there is one.
     memory : str or int, optional
         The most that the dense matrix may take.
 
@@ -87,10 +87,10 @@ def compare(codes: Codes, *, detection: str = DEFAULT, memory: str | int | None 
     dense[dense < 0] = 0
     found = list(_thresholds(known, truth, dense)) + list(_detection(known, truth, dense))
     try:
-        localisation = Localisation.open(codes, detection)
+        localisation = Localisation.of(codes, detection)
     except MissingError:
         return found
-    return found + list(_direct(localisation, truth, dense))
+    return found + (list(_direct(localisation, truth, dense)) if "direct" in localisation.methods else [])
 
 
 def _thresholds(known: Detection, truth: Truth, dense: Matrix) -> Iterator[Comparison]:

@@ -35,7 +35,8 @@ class BestUnit:
 
     unit, percentile, threshold : None, and scores NaN, where no unit is active on rows of the concept
     n_pos : rows that the threshold rests on
-    calibration, test : scores over the samples of the split
+    calibration, test : scores over the samples of the split; NaN where none of them has the concept, as are then all
+        others of the test split
     f1_low, f1_high : 95 % of F1 over resampled test samples
     always_yes_f1 : F1 on the test split of firing everywhere
     oracle_unit, oracle_f1 : the best unit on the test split itself, which no choice may use
@@ -89,8 +90,9 @@ class Detection:
     def best(self, *, seed: int = 42, resamples: int = 1_000) -> list[BestUnit]:
         """Return the best unit for each concept; of equal ones that of the smallest percentile, then the smallest id.
 
-        Pairs that rest on no row are left out. Where the thresholds are legacy, as earlier code did: the unit is the
-        best on the test split, and the percentile the best on the other for whichever unit.
+        Pairs that rest on no row are left out. Of a concept that no sample of a split has, nothing is chosen or said
+        there. Where the thresholds are legacy, as earlier code did: the unit is the best on the test split, and the
+        percentile the best on the other for whichever unit.
 
         References
         ----------
@@ -106,11 +108,12 @@ class Detection:
         for place, concept in enumerate(self.pairs.concepts):
             has, has_not = self.totals(report)[:, place].tolist()
             usable = (n_pos[:, place] > 0) | legacy
+            usable &= legacy or self.totals(decide)[0, place] > 0
             chosen = _argmax(f1_of(deciding[:, :, place]), usable)
             oracle = _argmax(f1_of(reporting[:, :, place]), usable)
             if legacy and chosen is not None and oracle is not None:
                 chosen = oracle[0], chosen[1]
-            always = float(f1_of(np.array([has, has_not, 0, 0])))
+            always = scores_in(np.array([has, has_not, 0, 0]), legacy=legacy).f1
             if chosen is None or oracle is None:
                 none = Scores.undefined()
                 found.append(
@@ -120,6 +123,9 @@ class Detection:
             unit, level = chosen
             test = reporting[:, unit, place, level]
             low, high = bootstrap_f1(test, rng, resamples)
+            known = has > 0 or legacy
+            if not known:
+                low = high = float("nan")
             found.append(
                 BestUnit(
                     concept,
@@ -128,12 +134,12 @@ class Detection:
                     float(cuts[unit, place, level]),
                     int(n_pos[unit, place]),
                     Scores.of(deciding[:, unit, place, level]),
-                    Scores.of(test),
+                    scores_in(test, legacy=legacy),
                     low,
                     high,
                     always,
-                    int(self.pairs.units[oracle[0]]),
-                    float(f1_of(reporting[:, oracle[0], place, oracle[1]])),
+                    int(self.pairs.units[oracle[0]]) if known else None,
+                    scores_in(reporting[:, oracle[0], place, oracle[1]], legacy=legacy).f1,
                 )
             )
         return found
@@ -227,7 +233,7 @@ def write_detection(
             if absent:
                 say(
                     f"{codes.key.path}: {len(absent)} of {len(totals[split][0])} concepts have no sample in split "
-                    f"{split}: {', '.join(map(repr, absent[:5]))}; their scores there say nothing"
+                    f"{split}: {', '.join(map(repr, absent[:5]))}; their scores there are undefined"
                 )
     arrays = [
         ArraySpec(f"{split}_{count}", "int32", len(known.pairs.percentiles), width_axis="percentile")
@@ -255,6 +261,14 @@ def write_detection(
         quiet=quiet,
     )
     return Detection(pairs, known)
+
+
+def scores_in(counts: NDArray[Any], *, legacy: bool = False) -> Scores:
+    """Return the scores of TP, FP, FN, TN in a split; undefined where it has no positive, but for legacy results.
+
+    Earlier code took F1 as 0 there (docs/concepts.md, 9).
+    """
+    return Scores.of(counts) if legacy or counts[0] + counts[2] else Scores.undefined()
 
 
 def same_truth(codes: Codes, thresholds: Thresholds) -> Truth:

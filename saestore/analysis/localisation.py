@@ -12,18 +12,26 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import psutil
 from numpy.typing import NDArray
 
 from saestore import provenance
 from saestore.activations import ARRAY, Activations
-from saestore.analysis.detection import BestUnit, Detection, same_truth
+from saestore.analysis.detection import BestUnit, Detection, same_truth, scores_in
 from saestore.analysis.legacy_concepts import LEAST_COSINE
-from saestore.analysis.pairs import missing_result, result_path
+from saestore.analysis.pairs import (
+    BLOCK_ENTRIES,
+    ENTRY_BYTES,
+    missing_result,
+    result_path,
+    stored_results,
+    truth_bytes,
+)
 from saestore.analysis.thresholds import DEFAULT
 from saestore.analysis.truth import Truth
 from saestore.budget import parse_memory, require_memory
 from saestore.codes import Codes
-from saestore.errors import InputError, MissingError
+from saestore.errors import ConflictError, InputError, MissingError
 from saestore.kernels.confusion import Scores, f1_of
 from saestore.prefetch import prefetch
 from saestore.progress import Progress
@@ -35,7 +43,11 @@ if TYPE_CHECKING:
 Method = Literal["direct", "two_stage"]
 METHODS: tuple[Method, ...] = ("direct", "two_stage")
 
-_BLOCK_BYTES = 32 << 20
+_BLOCK_BYTES = 8 << 20
+_BLOCK_COPIES = 16  # two that are read ahead and put in order, chunks they come from, a float64 copy. Measured 14
+_KERNEL_BYTES = 64 << 20  # of compiled kernels when they are first called. Measured 58
+_HELD_ENTRY_BYTES = 12
+_ROW_BYTES = 48  # of a row of the axis: its number, sample and marks, and the scores of one concept that are ordered
 _COUNTS = ("tp", "fp", "fn", "tn")
 
 
@@ -46,7 +58,7 @@ class Localised:
     unit, detect_percentile : of the detection; None where the concept has no unit
     percentile : of the second threshold, chosen on the calibration split; None where there is none
     threshold : the second threshold: of activations, or of cosines
-    calibration, test : scores over the labelled positions of the split
+    calibration, test : scores over the labelled positions of the split; NaN where none of them has the concept
     """
 
     concept: str
@@ -74,6 +86,30 @@ class Localisation:
             raise MissingError(missing_result(codes, "localisation", name))
         group = RowGroup.open(codes.group.storage, path)
         return cls(group, Detection.open(codes, str(group.attributes["detection"])))
+
+    @classmethod
+    def of(cls, codes: Codes, detection: str = DEFAULT) -> Localisation:
+        """Open the localisation that was made from a detection; of several that of the detection's name, if it is one.
+
+        Raises
+        ------
+        MissingError
+            There is none, or no such detection.
+        """
+        known = Detection.open(codes, detection)
+        names = stored_results(codes, "localisation")
+        for name in sorted(names, key=lambda name: (name != detection, name)):
+            group = RowGroup.open(codes.group.storage, result_path(codes, "localisation", name))
+            if group.attributes["identity"]["detection"] == known.pairs.group.attributes["run"]:
+                return cls(group, known)
+        if not names:
+            raise MissingError(missing_result(codes, "localisation", detection))
+        view = "" if codes.view_name is None else f" --view {codes.view_name}"
+        raise MissingError(
+            f"{codes.key.path} has no localisation of detection {detection!r}, but of others ({', '.join(names[:6])}); "
+            f"compute it: saestore localise LAKE --datasets {codes.key.dataset}{view} --detection {detection} "
+            "--name NAME"
+        )
 
     @property
     def concepts(self) -> tuple[str, ...]:
@@ -110,6 +146,7 @@ class Localisation:
         levels = self.detection.pairs.percentiles
         units = self.group.read("unit").tolist()
         detects = self.group.read("detect_level").tolist()
+        legacy = self.detection.thresholds.is_legacy
         found = []
         for method in self.methods:
             cuts = self.thresholds(method)
@@ -130,8 +167,8 @@ class Localisation:
                         float(levels[detects[place]]),
                         float(levels[chosen]),
                         float(cuts[place, chosen]),
-                        Scores.of(deciding[:, place, chosen]),
-                        Scores.of(reporting[:, place, chosen]),
+                        scores_in(deciding[:, place, chosen], legacy=legacy),
+                        scores_in(reporting[:, place, chosen], legacy=legacy),
                     )
                 )
         return found
@@ -187,12 +224,14 @@ def write_localisation(
     Raises
     ------
     InputError
-        A method is unknown, the positions have no labels of the concepts, rows are samples, or activations are not
-        finite.
+        A method is unknown, the positions have no labels of the concepts, rows are samples or a selection, or
+        activations are not finite.
     MissingError
         No detection of that name, or no activations for the second method.
+    ConflictError
+        Another localisation has the name.
     BudgetError
-        The cosines of one concept do not fit the memory.
+        Labels and the entries of the best units do not fit the memory, or the cosines of one concept beside them.
 
     References
     ----------
@@ -202,6 +241,8 @@ def write_localisation(
     for method in methods or ():
         if method not in METHODS:
             raise InputError(f"method {method!r} is unknown; choose from {', '.join(METHODS)}")
+    if codes.is_selection:
+        raise InputError("localisation is of all rows of the codes; leave the selection out, and name a split instead")
     known = Detection.open(codes, detection)
     truth = same_truth(codes, known.thresholds)
     if truth.options.by != "position":
@@ -217,6 +258,7 @@ def write_localisation(
             say(f"{codes.key.path}: the activations are not in the lake, so two_stage is left out")
     elif "two_stage" in methods and not held:
         raise MissingError(f"two_stage needs the activations {source.path}; extract or import them, or give direct")
+    methods = [method for method in METHODS if method in methods]
     path = result_path(codes, "localisation", name)
     best = known.best(resamples=0)
     activations = Activations.open(codes.group.storage, source) if "two_stage" in methods else None
@@ -228,9 +270,11 @@ def write_localisation(
         )
     identity = {
         "detection": known.pairs.group.attributes["run"],
-        "methods": list(methods),
+        "methods": methods,
         "activations": None if activations is None else activations.group.content_hash(),
     }
+    _refuse_other_methods(codes, name, methods)
+    run = _Run(codes, known, truth, best, activations, memory=memory, quiet=quiet)
     width = 0 if activations is None else activations.d_in
     p = len(known.pairs.percentiles)
     arrays = [ArraySpec("unit", "int64"), ArraySpec("detect_level", "int32")]
@@ -254,14 +298,14 @@ def write_localisation(
         attributes={
             "concepts": truth.options.concepts,
             "detection": detection,
-            "methods": list(methods),
+            "methods": methods,
             "percentiles": known.pairs.percentiles.tolist(),
             "view": codes.view_name,
             "provenance": provenance.stamp(),
         },
     )
     if group.missing_shards():
-        run = _Run(codes, known, truth, best, memory=memory, quiet=quiet)
+        run.read()
         levels = [_level_of(known, one) for one in best]
         content: dict[str, NDArray[Any]] = {
             "unit": np.array([-1 if one.unit is None else one.unit for one in best], dtype=np.int64),
@@ -273,8 +317,20 @@ def write_localisation(
     return Localisation(group, known)
 
 
+def _refuse_other_methods(codes: Codes, name: str, methods: Sequence[Method]) -> None:
+    path = result_path(codes, "localisation", name)
+    if not group_exists(codes.group.storage, path):
+        return
+    stored = RowGroup.open(codes.group.storage, path).attributes["methods"]
+    if stored != list(methods):
+        raise ConflictError(
+            f"localisation {name!r} of {codes.key.path} is stored with {' and '.join(stored)}, and "
+            f"{' and '.join(methods)} was asked; give this one another --name, or delete {path} first"
+        )
+
+
 class _Run:
-    """The counts of all concepts."""
+    """The counts of all concepts; `read` comes first."""
 
     def __init__(
         self,
@@ -282,23 +338,55 @@ class _Run:
         detection: Detection,
         truth: Truth,
         best: Sequence[BestUnit],
+        activations: Activations | None,
         *,
         memory: str | int | None,
         quiet: bool,
     ) -> None:
+        import saestore.kernels.localisation  # noqa: F401 - what it loads is in use when the rest is reckoned
+
         self.codes = codes
         self.detection = detection
         self.truth = truth
         self.best = best
+        self.activations = activations
         self.levels = detection.pairs.percentiles
         self.splits = detection.splits
-        self.memory = memory
         self.quiet = quiet
         self.legacy = detection.thresholds.is_legacy
-        self.rows_of = {split: truth.rows_of(split) for split in self.splits}
-        units = sorted({one.unit for one in best if one.unit is not None})
-        entries = {unit.unit: (unit.rows, unit.values) for unit in codes.units(units)}
-        self.entries = [entries.get(one.unit, _NOTHING) if one.unit is not None else _NOTHING for one in best]
+        self.units = np.unique([one.unit for one in best if one.unit is not None]).astype(np.int64)
+        counts = codes.postings.counts[self.units]
+        held, most = int(counts.sum()), int(counts.max(initial=0))
+        n = truth.axis.n_rows
+        reading = 2 * max(most, min(BLOCK_ENTRIES, held)) * ENTRY_BYTES
+        used = psutil.Process().memory_info().rss
+        budget = parse_memory(memory) + (used if memory is None else 0)
+        fixed = used + _KERNEL_BYTES + truth_bytes(truth) + held * _HELD_ENTRY_BYTES
+        require_memory(
+            fixed + max(reading, n * _ROW_BYTES),
+            budget=budget,
+            what=f"localising {len(best):,} concepts in {n:,} rows, whose units have {held:,} entries,",
+            remedy="give more with --memory",
+        )
+        if activations is not None:
+            blocks = _BLOCK_COPIES * _BLOCK_BYTES + n * _ROW_BYTES
+            require_memory(
+                fixed + blocks + n * 4,
+                budget=budget,
+                what=f"the cosines of {n:,} rows with one concept",
+                remedy="give more with --memory, or --methods direct",
+            )
+            self._at_once = max(1, (budget - fixed - blocks) // (n * 4))
+
+    def read(self) -> None:
+        """Read which rows count, and the entries of the units."""
+        self.rows_of = {split: self.truth.rows_of(split) for split in self.splits}
+        entries = {}
+        for places, found in self.codes.postings.blocks(self.units, BLOCK_ENTRIES):
+            for at, unit in enumerate(self.units[places].tolist()):
+                one = found.of(range(at, at + 1))
+                entries[unit] = one.rows, one.values
+        self.entries = [_NOTHING if one.unit is None else entries[one.unit] for one in self.best]
 
     def detected(self, place: int, split: str) -> NDArray[np.bool_]:
         """Return the samples of a split in which a concept's unit fires."""
@@ -347,10 +435,11 @@ class _Run:
 
     def two_stage(self) -> dict[str, NDArray[Any]]:
         """Count rows of detected samples whose cosine with the superdetectors' direction reaches a quantile of them."""
-        from saestore.kernels.localisation import cosines, counts_above, softmax_mean
+        from saestore.kernels.localisation import cosines, counts_above
 
         decide, _ = self.splits
-        activations = Activations.open(self.codes.group.storage, self.codes.key.activations)
+        activations = self.activations
+        assert activations is not None
         directions = np.zeros((len(self.best), activations.d_in), dtype=np.float32)
         for place, one in enumerate(self.best):
             if one.unit is None:
@@ -361,20 +450,10 @@ class _Run:
             else:
                 strong = self.rows_of[decide][rows] & (values > 0) & (values >= np.float32(one.threshold))
             if strong.any():
-                directions[place] = softmax_mean(activations.take(rows[strong]), values[strong])
+                directions[place] = self._direction(activations, rows[strong], values[strong])
         out = self._empty("two_stage") | {"vectors": directions}
-        n = max(int(rows.sum()) for rows in self.rows_of.values())
-        budget = parse_memory(self.memory)
-        per_concept = 8 * n
-        require_memory(
-            per_concept + 2 * _BLOCK_BYTES,
-            budget=budget,
-            what=f"the cosines of {n:,} rows with one concept",
-            remedy="give more with --memory",
-        )
-        at_once = max(1, (budget - 2 * _BLOCK_BYTES) // (2 * per_concept))
-        groups = [range(at, min(at + at_once, len(self.best))) for at in range(0, len(self.best), at_once)]
-        step = max(1, _BLOCK_BYTES // (4 * activations.d_in))
+        groups = [range(at, min(at + self._at_once, len(self.best))) for at in range(0, len(self.best), self._at_once)]
+        step = _step(activations)
         work = len(groups) * sum(int(rows.sum()) for rows in self.rows_of.values())
         cuts = out["two_stage_thresholds"]
         with Progress(f"localise {self.codes.key.path}", total=work, unit="rows", quiet=self.quiet) as progress:
@@ -403,6 +482,19 @@ class _Run:
                         self._put(out, "two_stage", split, place, labels, *hits)
         return out
 
+    def _direction(
+        self, activations: Activations, rows: NDArray[np.int64], values: NDArray[np.float32]
+    ) -> NDArray[np.float32]:
+        """Return the direction of superdetectors, whose activations are read in blocks of a fixed size."""
+        from saestore.kernels.localisation import softmax, unit_length
+
+        shares, mean = softmax(values), np.zeros(activations.d_in)
+        step = _step(activations)
+        blocks = [slice(at, at + step) for at in range(0, len(rows), step)]
+        for block, x in prefetch(lambda block: activations.take(rows[block]), blocks):
+            mean += shares[block] @ x.astype(np.float64)
+        return unit_length(mean)
+
     def _empty(self, method: Method) -> dict[str, NDArray[Any]]:
         shape = len(self.best), len(self.levels)
         names = [f"{method}_{split}_{count}" for split in self.splits for count in _COUNTS]
@@ -424,6 +516,11 @@ class _Run:
         has, has_not = np.count_nonzero(counted == 1), np.count_nonzero(counted == 0)
         for count, values in zip(_COUNTS, (tp, fp, has - tp, has_not - fp), strict=True):
             out[f"{method}_{split}_{count}"][place] = values
+
+
+def _step(activations: Activations) -> int:
+    """Return the rows of a block: as many whatever the memory, so that sums do not depend on it."""
+    return max(1, _BLOCK_BYTES // (4 * activations.d_in))
 
 
 _NOTHING = np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32)

@@ -239,7 +239,7 @@ def compute(
     counts = postings.counts[units]
     most = int(counts.max(initial=0))
     require_memory(
-        baseline + _held_bytes(truth) + 2 * max(most, min(BLOCK_ENTRIES, int(counts.sum()))) * ENTRY_BYTES,
+        baseline + truth_bytes(truth) + 2 * max(most, min(BLOCK_ENTRIES, int(counts.sum()))) * ENTRY_BYTES,
         budget=budget,
         what=f"{kind} of {codes.key.path}, whose most active unit is active in {most:,} rows,",
         remedy="give more with --memory, or prune units that are active nearly everywhere",
@@ -289,7 +289,7 @@ def compute(
     return Pairs.open(codes, kind, name)
 
 
-def _held_bytes(truth: Truth) -> int:
+def truth_bytes(truth: Truth) -> int:
     """Return about what labels and marks of all rows take."""
     n, c = truth.axis.n_rows, len(truth.options.concepts)
     return n * (4 + 1 + 8 + 4 * 4) + truth.samples.nbytes + min(n * c, KEPT_LABELS)
@@ -299,7 +299,7 @@ def missing_result(codes: Codes, kind: Kind, name: str) -> str:
     """Say that there is no such result, and which there are: of that name, or of other views."""
     key, view = codes.key, codes.view_name
     of = f"view {view!r} of {key.path}" if view else key.path
-    there = _results(codes, view or ALL_UNITS, kind)
+    there = stored_results(codes, kind)
     if there:
         return f"{of} has no {kind} {name!r}; it has {', '.join(there[:6])}"
     verb = {"thresholds": "thresholds", "detection": "detect", "localisation": "localise"}[kind]
@@ -309,6 +309,11 @@ def missing_result(codes: Codes, kind: Kind, name: str) -> str:
         which = f"view {others[0]!r} has" if len(others) == 1 else f"views {', '.join(map(repr, others[:4]))} have"
         return f"{of} has no {kind}, but {which}; give --view {others[0]}, or compute them: {command}"
     return f"{of} has no {kind}; compute them: {command}"
+
+
+def stored_results(codes: Codes, kind: Kind) -> list[str]:
+    """Return the names of the results of a kind that codes, or the view of them, have."""
+    return _results(codes, codes.view_name or ALL_UNITS, kind)
 
 
 def _results(codes: Codes, view: str, kind: Kind) -> list[str]:

@@ -44,7 +44,7 @@ class Criteria:
     def __post_init__(self) -> None:
         for name, value, low, high in (
             ("dead", self.dead, 0, None),
-            ("ubiquitous", self.ubiquitous, 0, None),
+            ("ubiquitous", self.ubiquitous, 0, 1),
             ("strength_percentile", self.strength_percentile, 0, 100),
             ("min_selectivity", self.min_selectivity, 0, 1),
             ("target", self.target, 1, None),
@@ -213,8 +213,8 @@ def resolved(
     """Return a rule's criteria in numbers, with those that were given in their place.
 
     Of an adaptive rule, with c_min and c_max the positive rows of the rarest and the commonest concept: a unit is dead
-    below max(floor, int(fraction c_min)) rows, ubiquitous above factor c_max / rows, and the strength percentile is
-    that of the first step with at least as many concepts as there are.
+    below max(floor, int(fraction c_min)) rows, ubiquitous above min(1, factor c_max / rows), and the strength
+    percentile is that of the first step with at least as many concepts as there are.
 
     Parameters
     ----------
@@ -254,7 +254,7 @@ def resolved(
         steps = (step for bound, step in rule.strength_steps if bound is None or len(counts) <= bound)
         own = Criteria(
             max(rule.dead_floor, int(rule.dead_fraction * rarest)),
-            rule.ubiquitous_factor * commonest / rows,
+            min(1.0, rule.ubiquitous_factor * commonest / rows),
             next(steps),
         )
     return Criteria(**{**own.given, **criteria.given})  # type: ignore[arg-type]

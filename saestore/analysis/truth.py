@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 
 from saestore._nearest import nearest
 from saestore.axis import RowAxis
-from saestore.errors import InputError, MissingError
+from saestore.errors import HoleError, InputError, MissingError
 from saestore.labels import Labels
 from saestore.layout import POSITION_TYPES, SPLITS, ActivationsKey
+from saestore.parts import Absent, RowParts
 from saestore.storage import Storage
 
 By = Literal["position", "sample"]
@@ -101,29 +102,36 @@ class Truth:
 
     def _position_labels(self, concept: str) -> NDArray[np.uint8]:
         """Return the labels of all positions for one concept."""
-        assert self._labels is not None
         if self._kept is None:
-            return self._labels.concept(concept)
+            return self._held.concept(concept)
         return self._kept[:, self._labelled.index(concept)]
+
+    @cached_property
+    def _held(self) -> Labels:
+        """The labels of positions, refused where a part of the dataset has none (HoleError)."""
+        labels = self._labels
+        assert labels is not None
+        if isinstance(labels.group, RowParts):
+            _check_parts(labels, labels.group)
+        return labels
 
     @cached_property
     def _labelled(self) -> list[str]:
         """The concepts that positions are labelled with."""
-        assert self._labels is not None
-        return [concept for concept in self.options.concepts if concept in self._labels.concept_names]
+        names = self._held.concept_names
+        return [concept for concept in self.options.concepts if concept in names]
 
     @cached_property
     def _kept(self) -> NDArray[np.uint8] | None:
         """The labels of all positions, a column for each concept, where they are few enough to be read once for all."""
-        assert self._labels is not None
         n = self.axis.n_rows
         if n * len(self._labelled) > KEPT_LABELS:
             return None
-        columns = [self._labels.concept_names.index(concept) for concept in self._labelled]
+        columns = [self._held.concept_names.index(concept) for concept in self._labelled]
         out = np.empty((n, len(columns)), dtype=np.uint8, order="F")
         for start in range(0, n, _ROWS_AT_ONCE):
             stop = min(start + _ROWS_AT_ONCE, n)
-            out[start:stop] = self._labels.read(start, stop)[:, columns]
+            out[start:stop] = self._held.read(start, stop)[:, columns]
         return out
 
     @cached_property
@@ -191,6 +199,19 @@ class Truth:
         names = [self.axis.digest, self.axis.samples.digest, options.concepts, options.by, options.special]
         labels = None if self._labels is None else self._labels.digest
         return hashlib.sha256(repr([*names, labels]).encode()).hexdigest()
+
+
+def _check_parts(labels: Labels, group: RowParts) -> None:
+    """Refuse labels that what was appended has none of (HoleError), with the remedy for what they were made from."""
+    dataset, kind = labels.key.dataset, group.attributes.get("source", {}).get("kind", "")
+    file = "the file of all rows" if kind == "gt" else "a file that speaks of their samples"
+    option = f" --{kind.replace('_', '-')} FILE" if kind else ""
+    for part, low, high in zip(group.parts, group.edges[:-1], group.edges[1:], strict=True):
+        if isinstance(part, Absent):
+            raise HoleError(
+                f"rows {low} to {high - 1} of dataset {dataset!r}, which were appended, have no labels "
+                f"{labels.name!r}; label them from {file}: saestore label LAKE {dataset} --name {labels.name}{option}"
+            )
 
 
 def open_labels(storage: Storage, key: ActivationsKey, name: str) -> Labels | None:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 Options = Mapping[str, Any]
 
+_NONE = "-"  # what is undefined, so that columns can be counted
+
 
 def thresholds(result: list[LearnedThresholds], options: Options) -> str:
     """Return the text of `thresholds`."""
@@ -45,14 +47,14 @@ def detect(result: list[DetectedConcepts], options: Options) -> str:
         rows = [
             [
                 one.concept,
-                "" if one.unit is None else str(one.unit),
+                _NONE if one.unit is None else str(one.unit),
                 _number(one.percentile),
                 _number(one.threshold),
                 _number(one.calibration.f1),
                 _number(one.test.precision),
                 _number(one.test.recall),
                 _number(one.test.f1),
-                "" if math.isnan(one.f1_low) else f"{one.f1_low:.3f}-{one.f1_high:.3f}",
+                _NONE if math.isnan(one.f1_low) else f"{one.f1_low:.3f}-{one.f1_high:.3f}",
                 _number(one.always_yes_f1),
             ]
             for one in found.best
@@ -79,7 +81,7 @@ def localise(result: list[LocalisedConcepts], options: Options) -> str:
             [
                 one.concept,
                 one.method,
-                "" if one.unit is None else str(one.unit),
+                _NONE if one.unit is None else str(one.unit),
                 _number(one.percentile),
                 _number(one.calibration.f1),
                 *(_number(getattr(one.test, name)) for name in ("precision", "recall", "f1", "accuracy", "iou")),
@@ -128,4 +130,4 @@ def _files(files: Sequence[Path]) -> list[str]:
 
 
 def _number(value: float | None) -> str:
-    return "" if value is None or math.isnan(value) else f"{value:.3f}"
+    return _NONE if value is None or math.isnan(value) else f"{value:.3f}"

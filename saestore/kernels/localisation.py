@@ -49,17 +49,22 @@ def _counts_above(scores: Any, labels: Any, thresholds: Any, hits: Any, misses: 
                 misses[p] += labels[j] == 0
 
 
-def softmax_mean(vectors: NDArray[np.float32], weights: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return the mean of vectors weighted by the softmax of their weights, of length 1 (zeros where it is zero).
+def softmax(weights: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Return the shares of rows in a mean: the softmax of their weights, (n,) float64.
 
     References
     ----------
     docs/concepts.md: no temperature, so that large activations take nearly all of the weight.
     """
     shares = np.exp(weights.astype(np.float64) - np.float64(weights.max()))
-    mean = (shares / shares.sum()) @ vectors.astype(np.float64)
-    length = np.linalg.norm(mean)
-    out: NDArray[np.float32] = (mean / length if length else mean).astype(np.float32)
+    shares /= shares.sum()
+    return shares
+
+
+def unit_length(vector: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Return a vector scaled to length 1, as float32; zeros where it is zero."""
+    length = np.linalg.norm(vector)
+    out: NDArray[np.float32] = (vector / length if length else vector).astype(np.float32)
     return out
 
 

@@ -27,6 +27,7 @@ class Boxes:
 
     kind = "boxes"
     needs: Needs | None = "box"
+    of_every_row = False
 
     def __init__(self, path: Path, fraction: float = 0.0) -> None:
         self.path = path

@@ -29,6 +29,7 @@ class RowLists:
 
     kind = "gt"
     needs: Needs | None = None
+    of_every_row = True
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -43,6 +43,7 @@ class Masks:
 
     kind = "masks"
     needs: Needs | None = "box"
+    of_every_row = False
 
     def __init__(self, path: Path, fraction: float = 0.0) -> None:
         self.path = path

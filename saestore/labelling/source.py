@@ -35,6 +35,7 @@ class LabelSource(Protocol):
     path : the file or folder
     concept_names : the concepts it speaks of
     needs : what positions must have; None where any will do
+    of_every_row : whether it speaks of each row there is by its number, and so of none that is appended later
     """
 
     @property
@@ -45,6 +46,8 @@ class LabelSource(Protocol):
     def concept_names(self) -> tuple[str, ...]: ...  # noqa: D102
     @property
     def needs(self) -> Needs | None: ...  # noqa: D102
+    @property
+    def of_every_row(self) -> bool: ...  # noqa: D102
 
     def settings(self) -> dict[str, Any]:
         """Return what beside the file's content decides the labels, as JSON values."""

@@ -25,6 +25,7 @@ class Spans:
 
     kind = "spans"
     needs: Needs | None = "char_start"
+    of_every_row = False
 
     def __init__(self, path: Path) -> None:
         self.path = path

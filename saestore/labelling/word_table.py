@@ -41,6 +41,7 @@ class WordTable:
 
     kind = "word_table"
     needs: Needs | None = "char_start"
+    of_every_row = False
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -29,6 +29,7 @@ class Words:
 
     kind = "words"
     needs: Needs | None = "char_start"
+    of_every_row = False
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -10,12 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from saestore.errors import ConflictError, InputError
-from saestore.labelling.blocks import part_blocks, sample_runs
-from saestore.labelling.rules import Columns, settle
+from saestore.labelling.blocks import Block, part_blocks, sample_runs
+from saestore.labelling.rules import Columns, Settled, settle
 from saestore.labelling.source import LabelSource, Whole
-from saestore.labels import Labels, write_labels
+from saestore.labels import ARRAY, Labels, write_labels
 from saestore.layout import ModelKey
-from saestore.parts import RowParts, parts_of
+from saestore.parts import parts_of
 from saestore.progress import Progress
 from saestore.rows import RowGroup, group_exists
 from saestore.storage import Storage
@@ -86,8 +86,10 @@ def label_positions(
     ------
     MissingError, InputError
         The source names samples, rows or concepts that do not exist, or cannot be read.
+        The source speaks of every row, and was made before the dataset grew.
     ConflictError
-        Labels of this name were made from another source.
+        Labels of this name were made from another source; of one that speaks of every row: its labels differ from what
+        is stored of some part.
     """
     key = key.at(0)
     positions = Positions.open(storage, key)
@@ -103,14 +105,11 @@ def label_positions(
     about: dict[str, Any] = {"kind": source.kind, "digest": source.digest(), "parents": parents, **source.settings()}
     columns = _columns(groups, source, parents, key.labels_path(name))
     todo = [part for part, group in enumerate(groups) if group is None or not group.is_complete]
-    made = [group.attributes.get("source", {}) for group in groups if group is not None]
-    if not todo and not any(all(of.get(item) == value for item, value in about.items()) for of in made):
-        raise ConflictError(
-            f"{key.labels_path(name)} was made from another source ({made[0].get('kind')}, {made[0].get('file')}); "
-            f"store these labels under another name, or delete {key.labels_path(name)} first"
-        )
+    parts = _parts(storage, key, n_parts)
+    _refuse_others(groups, source, about, columns, parts, key.labels_path(name), todo=todo)
+    told = {**about, "file": source.path.name} | ({"rows": len(positions)} if source.of_every_row else {})
     labelled = _label_parts(
-        storage, key, name, source, columns, todo, {**about, "file": source.path.name}, quiet=quiet, say=say
+        storage, key, name, source, columns, [parts[part] for part in todo], told, quiet=quiet, say=say
     )
     stored = Labels.open(storage, key, name, parts=n_parts)
     return LabelResult(
@@ -139,49 +138,135 @@ def _columns(groups: Sequence[RowGroup | None], source: LabelSource, parents: bo
     return Columns(own, above).extended(source.concept_names, parents=parents, path=path)
 
 
+@dataclass(frozen=True)
+class _Part:
+    """One part of the dataset, and where it begins over all parts."""
+
+    number: int
+    samples: Samples
+    positions: Positions
+    first_sample: int
+    first_row: int
+
+    @property
+    def stop_row(self) -> int:
+        """The row after its last."""
+        return self.first_row + len(self.positions)
+
+
+def _parts(storage: Storage, key: ModelKey, n_parts: int) -> list[_Part]:
+    found: list[_Part] = []
+    first_sample = first_row = 0
+    for number in range(n_parts):
+        samples = Samples.open_part(storage, key.dataset, number)
+        found.append(_Part(number, samples, Positions.open_part(storage, key.at(number)), first_sample, first_row))
+        first_sample, first_row = first_sample + len(samples), found[-1].stop_row
+    return found
+
+
+def _settled(part: _Part, source: LabelSource, columns: Columns) -> Iterator[tuple[Block, Settled]]:
+    """Yield the labels that a source gives to a part, some samples at a time."""
+    blocks = part_blocks(
+        part.samples,
+        part.positions,
+        len(columns.names),
+        first_sample=part.first_sample,
+        first_row=part.first_row,
+    )
+    for block in blocks:
+        yield block, settle(columns, source.concept_names, source.label(block), block, part.samples.concept_names)
+
+
+def _refuse_others(
+    groups: Sequence[RowGroup | None],
+    source: LabelSource,
+    about: Mapping[str, Any],
+    columns: Columns,
+    parts: Sequence[_Part],
+    path: str,
+    *,
+    todo: Sequence[int],
+) -> None:
+    """Refuse a source that does not belong to the labels that are stored already.
+
+    Parts may have files of their own, so that one match is enough where nothing is left to label. A source that speaks
+    of every row must agree with all parts, and must have known the rows that are to be labelled.
+    """
+    made = {part: group.attributes.get("source", {}) for part, group in enumerate(groups) if group is not None}
+    same = [part for part, of in made.items() if all(of.get(item) == value for item, value in about.items())]
+    if not source.of_every_row:
+        if not todo and not same:
+            raise _other_source(path, made[0])
+        return
+    for part in same if todo else ():
+        known = made[part]["rows"]
+        if known < parts[-1].stop_row:
+            raise InputError(
+                f"{source.path} has labelled rows 0 to {known - 1} of {path} before the dataset grew, and would deny "
+                f"all concepts in rows {known} to {parts[-1].stop_row - 1}; give the file of all rows, or if this is "
+                "it, store its labels under another --name"
+            )
+    for part, group in enumerate(groups):
+        if group is None or part in todo or part in same:
+            continue
+        where = _first_difference(parts[part], source, columns, group)
+        if where is not None:
+            row, concept = where
+            raise ConflictError(
+                f"{source.path} and {made[part].get('file', 'what was stored before')}, from which rows "
+                f"{parts[part].first_row} to {parts[part].stop_row - 1} of {path} are labelled, differ at row {row} in "
+                f"concept {concept!r}; give a file that agrees with them, or store these labels under another --name"
+            )
+
+
+def _first_difference(part: _Part, source: LabelSource, columns: Columns, group: RowGroup) -> tuple[int, str] | None:
+    """Return row and concept of the first stored label of a part that a source gives otherwise."""
+    spoken = [place for place, concept in enumerate(columns.own) if concept in source.concept_names]
+    for block, settled in _settled(part, source, columns):
+        low = block.first_row - part.first_row
+        stored = group.read(ARRAY, low, low + block.n_rows)
+        differs = stored[:, spoken] != settled.labels[:, spoken]
+        if differs.any():
+            row, column = np.argwhere(differs)[0].tolist()
+            return block.first_row + row, columns.own[spoken[column]]
+    return None
+
+
+def _other_source(path: str, made: Mapping[str, Any]) -> ConflictError:
+    return ConflictError(
+        f"{path} was made from another source ({made.get('kind')}, {made.get('file')}); "
+        f"store these labels under another name, or delete {path} first"
+    )
+
+
 def _label_parts(
     storage: Storage,
     key: ModelKey,
     name: str,
     source: LabelSource,
     columns: Columns,
-    todo: Sequence[int],
-    about: dict[str, Any],
+    todo: Sequence[_Part],
+    about: Mapping[str, Any],
     *,
     quiet: bool,
     say: Callable[[str], None] | None,
 ) -> int:
     """Write the labels of some parts; return the number of their rows."""
-    axis = Positions.open(storage, key).group
-    edges = axis.edges.tolist() if isinstance(axis, RowParts) else [0, axis.grid.rows]
     against = np.zeros(len(columns.own), dtype=np.int64)
-    total = sum(edges[part + 1] - edges[part] for part in todo)
-    first_sample = 0
+    total = sum(len(part.positions) for part in todo)
     with Progress("label", total=total, unit="positions", quiet=quiet) as progress:
-        for part in range(len(edges) - 1):
-            samples = Samples.open_part(storage, key.dataset, part)
-            if part in todo:
-                blocks = part_blocks(
-                    samples,
-                    Positions.open_part(storage, key.at(part)),
-                    len(columns.names),
-                    first_sample=first_sample,
-                    first_row=edges[part],
-                )
+        for part in todo:
 
-                def labels() -> Iterator[NDArray[np.uint8]]:
-                    for block in blocks:  # noqa: B023 - used up before the next part
-                        table_names = samples.concept_names  # noqa: B023
-                        settled = settle(columns, source.concept_names, source.label(block), block, table_names)
-                        np.add(against, settled.against, out=against)
-                        progress.advance(block.n_rows)
-                        yield settled.labels
+            def labels(part: _Part = part) -> Iterator[NDArray[np.uint8]]:
+                for block, settled in _settled(part, source, columns):
+                    np.add(against, settled.against, out=against)
+                    progress.advance(block.n_rows)
+                    yield settled.labels
 
-                attributes = {"source": about, "parents": list(columns.parents)}
-                write_labels(storage, key.at(part), name, labels(), columns.names, attributes)
-            first_sample += len(samples)
+            attributes = {"source": about, "parents": list(columns.parents)}
+            write_labels(storage, key.at(part.number), name, labels(), columns.names, attributes)
     if say is not None and todo:
-        for line in _remarks(columns, samples.concept_names, against, key.labels_path(name)):
+        for line in _remarks(columns, todo[-1].samples.concept_names, against, key.labels_path(name)):
             say(line)
     return total
 

@@ -8,11 +8,10 @@ from typing import Literal
 
 from saestore.analysis.detection import BestUnit, Detection
 from saestore.analysis.localisation import Localisation
-from saestore.analysis.pairs import Kind, result_path
+from saestore.analysis.pairs import Kind, result_path, stored_results
 from saestore.codes import Codes
 from saestore.errors import ConflictError, HoleError, MissingError
 from saestore.lake import GroupStatus
-from saestore.layout import is_name
 from saestore.rows import RowGroup
 from saestore.storage import read_document
 
@@ -97,13 +96,13 @@ def open_subject(codes: Codes, number: int, groups: list[GroupStatus], detection
         found = Detection.open(codes, detection)
         best = found.best(seed=seed)
     except (MissingError, HoleError) as error:
-        if isinstance(error, MissingError) and _names(codes, "detection"):
+        if isinstance(error, MissingError) and stored_results(codes, "detection"):
             raise
         remarks["detection"], found = str(error), None
     where: Localisation | None = None
     if found is not None:
         try:
-            where = _localisation(codes, detection)
+            where = Localisation.of(codes, detection)
             where.best()
         except (MissingError, HoleError, ConflictError) as error:
             remarks["localisation"], where = str(error), None
@@ -121,23 +120,9 @@ def open_subject(codes: Codes, number: int, groups: list[GroupStatus], detection
     )
 
 
-def _localisation(codes: Codes, detection: str) -> Localisation:
-    """Open the localisation that was computed with a detection; of several the one of the detection's name."""
-    for name in sorted(_names(codes, "localisation"), key=lambda name: (name != detection, name)):
-        found = Localisation.open(codes, name)
-        if found.group.attributes["detection"] == detection:
-            return found
-    return Localisation.open(codes, detection)  # whose error says what to do
-
-
-def _names(codes: Codes, kind: Kind) -> list[str]:
-    place = result_path(codes, kind, "any").rpartition("/")[0]
-    return [name for name in sorted(codes.group.storage.names(place)) if is_name(name)]
-
-
 def _states(codes: Codes) -> Iterator[ResultState]:
     for kind in KINDS:
-        for name in _names(codes, kind):
+        for name in stored_results(codes, kind):
             path = result_path(codes, kind, name)
             document = read_document(codes.group.storage, path)
             if document is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,13 +12,14 @@ from saestore.analysis.localisation import Method
 from saestore.analysis.truth import By
 from saestore.codes import Codes
 from saestore.verbs.names import LakeLike, Say, chosen_concepts, matching_codes, open_lake
+from saestore.verbs.result_tables import TableFolder
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from saestore.analysis.baselines import Baseline
     from saestore.analysis.dense_baseline import Comparison
-    from saestore.analysis.detection import BestUnit
+    from saestore.analysis.detection import BestUnit, Detection
     from saestore.analysis.localisation import Localised
     from saestore.catalogs import Catalog
 
@@ -233,7 +234,8 @@ def detect(
     seed : int
         Of the resampling that gives the interval of F1, and of the random positions.
     out : path, optional
-        A folder for the tables as Parquet and CSV, one folder for each dataset in it.
+        A folder for the tables as Parquet and CSV, one folder for each dataset in it, with a `run.json` that says what
+        they are of. Tables that an earlier call wrote of the same run are replaced, those of another run refused.
     memory : str or int, optional
         The most this process may use, such as `4GiB`.
 
@@ -245,7 +247,8 @@ def detect(
     Raises
     ------
     MissingError, InputError, ConflictError
-        No such codes, view or thresholds; splits without samples; another result of this name.
+        No such codes, view or thresholds; splits without samples; another result of this name, or tables of another run
+        in the folder.
 
     Examples
     --------
@@ -265,6 +268,7 @@ def detect(
             quiet=quiet,
             say=say,
         )
+        folder = None if out is None else _folder(out, codes, detection, "detect", {"seed": seed})
         compared: tuple[Baseline, ...] = ()
         tables: dict[str, pd.DataFrame] = {}
         if baselines:
@@ -277,13 +281,13 @@ def detect(
             tables["baselines"] = others.table()
         best = detection.best(seed=seed)
         files: list[Path] = []
-        if out is not None:
+        if folder is not None:
             import pandas as pd
 
             flat = [{name: value for name, value in _flat(one).items()} for one in best]
             tables["best"] = pd.DataFrame(flat)
             tables |= {f"counts_{split}": detection.table(split) for split in detection.splits}
-            files = _written(Path(out) / codes.key.dataset, tables)
+            files = folder.write(tables)
         found.append(DetectedConcepts(_analysed(codes, name), detection.splits, tuple(best), compared, tuple(files)))
     return found
 
@@ -320,7 +324,7 @@ def localise(
     methods : sequence of {"direct", "two_stage"}, optional
         Default: both; `two_stage` needs the activations in the lake.
     out : path, optional
-        A folder for the table as Parquet and CSV, one folder for each dataset in it.
+        A folder for the table as Parquet and CSV, as for `detect`, whose folder it may share.
     memory : str or int, optional
         The most this process may use, such as `4GiB`.
 
@@ -331,8 +335,9 @@ def localise(
 
     Raises
     ------
-    MissingError, InputError
-        No such codes, view or detection; positions without labels.
+    MissingError, InputError, ConflictError
+        No such codes, view or detection; positions without labels; another result of this name, or tables of another
+        run in the folder.
 
     Examples
     --------
@@ -345,7 +350,10 @@ def localise(
         result = write_localisation(
             codes, name=name, detection=detection, methods=methods, memory=memory, quiet=quiet, say=say
         )
-        files = [] if out is None else _written(Path(out) / codes.key.dataset, {"localisation": result.table()})
+        files: list[Path] = []
+        if out is not None:
+            of = {"name": name, "result": result.group.attributes["run"], "methods": list(result.methods)}
+            files = _folder(out, codes, result.detection, "localise", of).write({"localisation": result.table()})
         found.append(LocalisedConcepts(_analysed(codes, name), result.splits, tuple(result.best()), tuple(files)))
     return found
 
@@ -371,7 +379,7 @@ def compare(
     datasets, view, sae, layer, sample_type, model
         Which codes, as for `thresholds`; their dense matrix must fit the memory.
     detection : str
-        Name of the detection, and of the localisation if there is one.
+        Name of the detection; the localisation that was made from it is compared too.
     memory : str or int, optional
         The most the dense matrix may take, such as `4GiB`.
 
@@ -432,12 +440,20 @@ def _flat(best: BestUnit) -> dict[str, object]:
     return line
 
 
-def _written(folder: Path, tables: dict[str, pd.DataFrame]) -> list[Path]:
-    """Write tables as Parquet and CSV, each whole or not at all."""
-    from saestore.formats.tables import write_table
-
-    return [
-        write_table(folder / f"{name}{ending}", frame)
-        for name, frame in tables.items()
-        for ending in (".parquet", ".csv")
-    ]
+def _folder(
+    out: str | os.PathLike[str], codes: Codes, detection: Detection, verb: str, settings: Mapping[str, object]
+) -> TableFolder:
+    """Return the folder of a dataset's tables, refused where it holds those of other codes, views or detections."""
+    attributes = detection.pairs.group.attributes
+    run = {
+        "dataset": codes.key.dataset,
+        "codes": codes.key.path,
+        "codes_run": codes.run,
+        "view": codes.view_name,
+        "thresholds": attributes["thresholds"],
+        "detection": detection.pairs.group.path.rpartition("/")[2],
+        "detection_run": attributes["run"],
+        "splits": list(detection.splits),
+        "percentiles": detection.pairs.percentiles.tolist(),
+    }
+    return TableFolder(Path(out) / codes.key.dataset, verb, run, settings)

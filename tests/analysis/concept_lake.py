@@ -49,9 +49,16 @@ class ConceptLake:
 
 
 def build(
-    url: str, *, n: int = 40, d_sae: int = 24, seed: int = 0, cuts: tuple[int, ...] = (), labelled: bool = True
+    url: str,
+    *,
+    n: int = 40,
+    d_sae: int = 24,
+    seed: int = 0,
+    cuts: tuple[int, ...] = (),
+    labelled: bool = True,
+    absent: str = "cal",
 ) -> ConceptLake:
-    """Make the lake; the last concept has no position in `cal`."""
+    """Make the lake; the last concept has no position in one split."""
     rng = np.random.default_rng(seed)
     lake = Lake.create(url)
     split = np.array([("train", "cal", "test", "cal", "test")[place % 5] for place in range(n)])
@@ -63,7 +70,7 @@ def build(
     special = np.zeros(rows, bool)
     special[offsets[:-1]] = True
     labels = (rng.random((rows, 3)) < (0.12, 0.2, 0.05)).astype(np.uint8)
-    labels[(split[sample_of] == "cal"), 2] = 0
+    labels[(split[sample_of] == absent), 2] = 0
     labels[rng.random((rows, 3)) < 0.05] = 255
     samples = np.zeros((n, 3), np.uint8)
     np.maximum.at(samples, sample_of, labels == 1)

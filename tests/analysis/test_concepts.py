@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from saestore.activations import Activations
 from saestore.analysis import detection as detecting
+from saestore.analysis import localisation as localising
 from saestore.analysis import pairs as pairs_module
 from saestore.analysis import truth as truth_module
+from saestore.analysis.baselines import baselines
 from saestore.analysis.dense_baseline import compare
 from saestore.analysis.detection import Detection, write_detection
 from saestore.analysis.localisation import Localisation, write_localisation
 from saestore.analysis.maps import concept_maps
 from saestore.analysis.pruning import Criteria, prune
 from saestore.analysis.thresholds import PERCENTILES, Thresholds, write_thresholds
-from saestore.errors import BudgetError, ConflictError, InputError, MissingError
+from saestore.errors import BudgetError, ConflictError, HoleError, InputError, MissingError
 from saestore.layout import RESULTS
+from saestore.rows import RowGroup
+from saestore.storage import put_document, read_document
 from tests.analysis.concept_lake import CONCEPTS, KEY, ConceptLake, build
 from tests.small_lake import lake_files
 
@@ -422,3 +428,105 @@ def test_maps_show_what_localisation_counts(made: ConceptLake) -> None:
         concept_maps(made.codes, found, "cube", samples)
     with pytest.raises(InputError, match="concept 'rare' has no unit"):
         concept_maps(made.codes, found, "rare", samples)
+
+
+def test_a_concept_that_no_reported_sample_has_is_undefined(tmp_path: Path) -> None:
+    built = build(str(tmp_path / "lake"), absent="test")
+    told: list[str] = []
+    thresholds = write_thresholds(built.codes, **QUIET)
+    found = write_detection(built.codes, say=told.append, **QUIET)
+    assert [line for line in told if "no sample in split test: 'rare'; their scores there are undefined" in line]
+    one = found.best()[2]
+    assert one.unit is not None
+    assert one.calibration.f1 > 0
+    reported = [*vars(one.test).values(), one.f1_low, one.f1_high, one.always_yes_f1, one.oracle_f1]
+    assert np.isnan(reported).all()
+    assert one.oracle_unit is None
+    assert [np.isnan(other.test.f1) for other in found.best()[:2]] == [False, False]
+    line = write_localisation(built.codes, methods=["direct"], **QUIET).best()[2]
+    assert line.calibration.f1 > 0
+    assert np.isnan([*vars(line.test).values()]).all()
+    for other in baselines(built.codes, thresholds=thresholds, **QUIET).results:
+        values = [*vars(other.test).values(), other.f1_low, other.f1_high, other.always_yes_f1]
+        assert np.isnan(values).tolist() == [other.concept == "rare"] * len(values)
+        assert other.calibration.f1 > 0 or other.kind == "direction"  # of which `train` has no row
+
+
+def test_a_localisation_is_found_by_its_detection(tmp_path: Path) -> None:
+    built = build(str(tmp_path / "lake"), n=20)
+    write_thresholds(built.codes, **QUIET)
+    write_thresholds(built.codes, name="few", percentiles=[0.3, 0.7], **QUIET)
+    write_detection(built.codes, **QUIET)
+    write_detection(built.codes, name="few", thresholds="few", **QUIET)
+    write_localisation(built.codes, name="few", methods=["direct"], **QUIET)
+    assert Localisation.of(built.codes).group.path.endswith("/few")
+    assert len(compare(built.codes)) == 2 + 8 + 8
+    told = r"no localisation of detection 'few', but of others \(few\); compute it: .* --detection few --name"
+    with pytest.raises(MissingError, match=told):
+        Localisation.of(built.codes, "few")
+    assert len(compare(built.codes, detection="few")) == 2 + 8
+    write_localisation(built.codes, name="other", detection="few", methods=["two_stage"], **QUIET)
+    assert Localisation.of(built.codes, "few").detection.pairs.percentiles.tolist() == [0.3, 0.7]
+    assert len(compare(built.codes, detection="few")) == 2 + 8
+    write_localisation(built.codes, **QUIET)
+    assert Localisation.of(built.codes).group.path.endswith("/default")
+
+
+def test_other_methods_need_another_name(tmp_path: Path) -> None:
+    built = build(str(tmp_path / "lake"), n=20)
+    write_thresholds(built.codes, **QUIET)
+    write_detection(built.codes, **QUIET)
+    write_localisation(built.codes, methods=["direct"], **QUIET)
+    told = (
+        r"localisation 'default' of .* is stored with direct, and direct and two_stage was asked; .* another --name, or"
+    )
+    with pytest.raises(ConflictError, match=told) as raised:
+        write_localisation(built.codes, **QUIET)
+    assert "arrays" not in str(raised.value)
+    assert write_localisation(built.codes, name="both", methods=["two_stage", "direct"], **QUIET).methods == (
+        "direct",
+        "two_stage",
+    )
+    with pytest.raises(InputError, match="localisation is of all rows of the codes"):
+        write_localisation(built.codes.where(split="cal"), name="x", **QUIET)
+
+
+def test_localisation_keeps_to_its_memory(made: ConceptLake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    built = build(str(tmp_path / "lake"))
+    write_thresholds(built.codes, **QUIET)
+    write_detection(built.codes, **QUIET)
+    before = lake_files(tmp_path / "lake")
+    for methods in (["direct"], None):
+        with pytest.raises(BudgetError, match=r"localising 3 concepts in .* rows, whose units have .* entries"):
+            write_localisation(built.codes, methods=methods, memory="1MiB", **QUIET)  # type: ignore[arg-type]
+    assert lake_files(tmp_path / "lake") == before
+    taken: list[int] = []
+    take = Activations.take
+    monkeypatch.setattr(Activations, "take", lambda self, rows: taken.append(len(rows)) or take(self, rows))
+    monkeypatch.setattr(localising, "_BLOCK_BYTES", 4 * 6 * 3)
+    found, expected = write_localisation(built.codes, **QUIET), Localisation.open(made.codes)
+    assert max(taken) == 3
+    np.testing.assert_allclose(found.vectors(), expected.vectors(), rtol=1e-6)
+    for split in found.splits:
+        np.testing.assert_array_equal(found.counts("direct", split), expected.counts("direct", split))
+        difference = np.abs(found.counts("two_stage", split) - expected.counts("two_stage", split))
+        assert difference.max() <= 1  # a cosine that a product of other blocks rounds to the other side
+
+
+def test_appended_rows_without_labels_are_told(tmp_path: Path) -> None:
+    built = build(str(tmp_path / "lake"), n=20, cuts=(12,))
+    low, high = int(built.offsets[12]), int(built.offsets[-1]) - 1
+    shutil.rmtree(tmp_path / "lake" / KEY.at(1).activations.model_key.labels_path("concepts"))
+    told = (
+        rf"rows {low} to {high} of dataset 'd', which were appended, have no labels 'concepts'; label them from a file "
+        "that speaks of their samples: saestore label LAKE d --name concepts$"
+    )
+    with pytest.raises(HoleError, match=told):
+        write_thresholds(built.codes, **QUIET)
+    part = RowGroup.open(built.lake.storage, KEY.activations.model_key.labels_path("concepts"))
+    document = read_document(built.lake.storage, part.path)
+    assert document is not None
+    document["attributes"]["saestore"]["source"] = {"kind": "gt"}
+    put_document(built.lake.storage, part.path, document)
+    with pytest.raises(HoleError, match=r"label them from the file of all rows: saestore label LAKE d .* --gt FILE$"):
+        write_thresholds(built.codes, **QUIET)

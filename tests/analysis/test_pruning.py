@@ -299,6 +299,7 @@ def test_concepts_without_positives_are_refused_and_in_legacy_passed_over() -> N
     with pytest.raises(InputError, match=r"concept 'b' and 1 more has no positive row .* --concepts"):
         resolved(ADAPTIVE, Criteria(), positives={"a": 3, "b": 0, "c": 0}, rows=9)
     assert resolved(ADAPTIVE, Criteria(), positives={"a": 4, "b": 0}, rows=9, legacy=True).dead == 3
+    assert resolved(ADAPTIVE, Criteria(), positives={"a": 9}, rows=9).ubiquitous == 1
     for positives in (None, {}):
         with pytest.raises(InputError, match="there are none; give the dataset labels"):
             resolved(ADAPTIVE, Criteria(), positives=positives, rows=9)
@@ -309,6 +310,7 @@ def test_concepts_without_positives_are_refused_and_in_legacy_passed_over() -> N
     [
         {"dead": -1},
         {"ubiquitous": -0.1},
+        {"ubiquitous": 5},
         {"strength_percentile": 101},
         {"min_selectivity": 1.1},
         {"target": 0},

@@ -102,6 +102,85 @@ def test_adaptive_pruning_counts_labelled_positions(lake: str, made: ConceptLake
     assert criteria == {"dead": int(0.75 * min(positives)), "ubiquitous": 1, "strength_percentile": 60}
 
 
+def test_tables_say_what_they_are_of(lake: str, run: Run, tmp_path: Path) -> None:
+    def written() -> set[str]:
+        return {each.name for each in (tmp_path / "t/d").iterdir()}
+
+    def stored() -> dict[str, bytes]:
+        return {each.name: each.read_bytes() for each in (tmp_path / "t/d").iterdir()}
+
+    out = ["--datasets", "d", "--out", tmp_path / "t"]
+    assert run("thresholds", lake, "--datasets", "d").code == 0
+    assert run("detect", lake, *out, "--baselines", "--quiet").code == 0
+    assert "baselines.csv" in written()
+    assert run("detect", lake, *out, "--quiet").code == 0
+    counts = {f"{name}{ending}" for name in ("best", "counts_cal", "counts_test") for ending in (".csv", ".parquet")}
+    assert written() == {*counts, "run.json"}
+    assert run("localise", lake, *out, "--quiet").code == 0
+    assert run("detect", lake, *out, "--quiet").code == 0
+    assert written() == {*counts, "run.json", "localisation.csv", "localisation.parquet"}
+    codes = saestore.open(lake).codes("d")
+    found, told = Detection.open(codes), json.loads((tmp_path / "t/d/run.json").read_text())
+    assert told["verbs"]["detect"].pop("saestore") == told["verbs"]["localise"].pop("saestore") is not None
+    assert told == {
+        "dataset": "d",
+        "codes": codes.key.path,
+        "codes_run": codes.run,
+        "view": None,
+        "thresholds": "default",
+        "detection": "default",
+        "detection_run": found.pairs.group.attributes["run"],
+        "splits": ["cal", "test"],
+        "percentiles": found.pairs.percentiles.tolist(),
+        "verbs": {
+            "detect": {"seed": 42, "tables": ["best", "counts_cal", "counts_test"]},
+            "localise": {
+                "name": "default",
+                "result": Localisation.open(codes).group.attributes["run"],
+                "methods": ["direct", "two_stage"],
+                "tables": ["localisation"],
+            },
+        },
+    }
+    before = stored()
+    assert run("prune", lake, "--datasets", "d", "--name", "strong", "--target", "20", "--dead", "1").code == 0
+    assert run("thresholds", lake, "--datasets", "d", "--view", "strong").code == 0
+    ran = run("detect", lake, *out, "--view", "strong", "--quiet")
+    assert ran.code == 2
+    assert ran.err.count("\n") == 1
+    assert "t/d holds tables of another run (view none, and of this strong); give another --out" in ran.err
+    assert run("localise", lake, *out, "--view", "strong", "--quiet").code == 2
+    ran = run("localise", lake, *out, "--name", "near", "--methods", "direct", "--quiet")
+    assert ran.code == 2
+    assert "holds tables of another run (name default, and of this near)" in ran.err
+    assert stored() == before
+    (tmp_path / "t/d/run.json").unlink()
+    ran = run("detect", lake, *out, "--quiet")
+    assert ran.code == 2
+    assert "holds best.csv and no run.json that says what it is of; give another --out" in ran.err
+    (tmp_path / "t/d/run.json").write_text("[]")
+    ran = run("detect", lake, *out, "--quiet")
+    assert ran.code == 2
+    assert "run.json cannot be read" in ran.err
+
+
+def test_what_is_undefined_is_a_dash_and_null(run: Run, tmp_path: Path) -> None:
+    lake = build(str(tmp_path / "lake"), absent="test").lake.url
+    assert run("thresholds", lake).code == 0
+    ran = run("detect", lake)
+    assert ran.code == 0, ran.err
+    (line,) = [line.split() for line in ran.out.splitlines() if line.startswith("rare")]
+    assert line[5:] == ["-"] * 5
+    assert "-" not in line[:5]
+    (one,) = [one for one in json.loads(run("detect", lake, "--json").out)[0]["best"] if one["concept"] == "rare"]
+    assert one["unit"] is not None
+    for name in ("f1_low", "f1_high", "always_yes_f1", "oracle_unit", "oracle_f1"):
+        assert one[name] is None, name
+    assert set(one["test"].values()) == {None}
+    ran = run("report", "concepts", lake, "--out", tmp_path / "page.html")
+    assert ran.code == 0, ran.err
+
+
 def test_concepts_may_be_patterns(lake: str, run: Run) -> None:
     ran = run("thresholds", lake, "--datasets", "d", "--concepts", "shape::*", "red", "--json")
     assert ran.code == 0, ran.err
