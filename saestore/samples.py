@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
@@ -24,10 +28,23 @@ from saestore._sample_columns import (
     id_values,
     label_columns,
 )
-from saestore._table_files import Columns, frame_columns, is_missing, plain_column, read_table, table_format
+from saestore._sample_limits import Gate, TokenLimit
+from saestore._table_files import (
+    Columns,
+    frame_columns,
+    is_missing,
+    join_blocks,
+    plain_column,
+    rows_of,
+    table_blocks,
+    table_format,
+    text_blocks,
+    text_lines,
+)
 from saestore.errors import InputError, MissingError
 
 SPLITS = ("train", "cal", "test")
+_FILES_AT_ONCE = 512
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 Column = list[str] | npt.NDArray[Any]
 
@@ -158,6 +175,7 @@ def read_samples(
     labels: Sequence[str] | None = None,
     root: str | Path | None = None,
     limit: int | None = None,
+    tokens: TokenLimit | None = None,
     check_files: bool = True,
 ) -> SampleTable:
     """Read the samples of a dataset.
@@ -165,8 +183,9 @@ def read_samples(
     Parameters
     ----------
     source
-        A list of texts, a pandas DataFrame, a table file (.csv, .tsv, .jsonl, .json, .parquet; text formats also
-        with .zst or .gz), or a folder of images (ids are then their paths in it, sorted).
+        A list or an iterator of texts, a pandas DataFrame, a table file (.csv, .tsv, .jsonl, .json, .parquet; text
+        formats also with .zst or .gz), a file of texts (.txt, one in each line that is not blank), a folder of images
+        (ids are then their paths in it, sorted), or a `SampleTable`.
     text, image, text_path
         The column with the texts, the image paths, or the paths of text files. Default: a column named
         text, prompt, sentence or content; else image or image_path; else text_path.
@@ -182,7 +201,12 @@ def read_samples(
     root
         The folder that relative paths in the table start from. Default: the table's own folder.
     limit
-        Keep the first `limit` samples. Concepts are those of the whole table.
+        Keep the first `limit` samples.
+    tokens
+        Keep the first samples that together hold at most so many tokens; with `limit`, what comes first counts.
+        With one of the two, texts in the rows of a file, or from an iterator, are read only as far as they are needed,
+        up to 512 at a time (JSON: the whole file). A table with label columns is read whole: its concepts are those of
+        all its rows.
     check_files
         False: sample files need not exist, for when only labels and splits are wanted. Contents are then the
         image paths as the table gives them, or '' for text files.
@@ -201,45 +225,51 @@ def read_samples(
     >>> read_samples(["It rains.", "It does not."]).ids
     ('0', '1')
     """
-    if limit is not None and limit < 1:
-        raise InputError(f"limit {limit}; expected a positive number of samples")
+    gate = Gate(limit, tokens)
     if isinstance(source, (list, tuple)):
-        table = SampleTable(ids=[str(i) for i in range(len(source))], kind="text", contents=source)
-        return table if limit is None else table.head(limit)
+        source = SampleTable(ids=[str(i) for i in range(len(source))], kind="text", contents=source)
+    if isinstance(source, SampleTable):
+        return _let_in(source, gate)
     folder: Path | None = None
+    blocks: Iterator[Columns]
     if type(source).__module__.partition(".")[0] == "pandas" and hasattr(source, "columns"):
-        label, columns = "the DataFrame", frame_columns(source)
         if not len(source):
             raise InputError("the DataFrame is empty; expected at least one row")
+        label, blocks = "the DataFrame", iter([frame_columns(source)])
+    elif isinstance(source, Iterator):
+        label, blocks = "the texts", text_blocks(source)
     elif isinstance(source, (str, os.PathLike)):
         path = Path(source).expanduser()
         if path.is_dir():
-            return _read_folder(path, limit)
+            return _let_in(_read_folder(path), gate)
         if not table_format(path) and not path.exists():
             raise MissingError(f"{path}: no such file or folder; texts themselves are given as a list")
-        label, columns, folder = str(path), read_table(path), path.parent
+        label, blocks, folder = str(path), table_blocks(path), path.parent
     else:
-        raise InputError(f"samples of type {type(source).__name__}; expected a list of texts, a DataFrame or a path")
+        raise InputError(
+            f"samples of type {type(source).__name__}; expected a list or an iterator of texts, a DataFrame or a path"
+        )
     if root is not None:
         folder = Path(root).expanduser()
-    columns = dict(columns)
-    try:
+    wanted = {"text": text, "image": image, "text_path": text_path}
+    columns = _read_far_enough(label, blocks, gate, wanted, (id, split), labels)
+    with _named(label):
         return _from_columns(
             columns,
             folder,
             root is not None,
-            content=content_column(columns, text=text, image=image, text_path=text_path),
+            content=content_column(columns, **wanted),
             id=column_named(columns, id, ID_NAMES),
             split=column_named(columns, split, ("split",)),
             labels=labels,
-            limit=limit,
+            gate=gate,
             check_files=check_files,
         )
-    except (InputError, MissingError) as error:
-        raise type(error)(f"{label}: {error}") from None
 
 
-def samples_from_entry(entry: DatasetEntry, *, limit: int | None = None, check_files: bool = True) -> SampleTable:
+def samples_from_entry(
+    entry: DatasetEntry, *, limit: int | None = None, tokens: TokenLimit | None = None, check_files: bool = True
+) -> SampleTable:
     """The samples of a catalog entry (`Catalog.dataset`); see `read_samples` for what is read and raised.
 
     Examples
@@ -263,8 +293,62 @@ def samples_from_entry(entry: DatasetEntry, *, limit: int | None = None, check_f
         labels=entry.labels or None,
         root=entry.root_path() if check_files else None,
         limit=limit,
+        tokens=tokens,
         check_files=check_files,
     )
+
+
+def standard_input() -> Iterator[str]:
+    """The lines of standard input that are not blank, without their ends, read as they are asked for."""
+    text = io.TextIOWrapper(sys.stdin.buffer, encoding="utf-8-sig", newline="\n")
+    try:
+        yield from text_lines(text)
+    except UnicodeDecodeError:
+        raise InputError("standard input is not UTF-8; convert it, as with iconv") from None
+    finally:
+        text.detach()  # or it would close standard input
+
+
+def _read_far_enough(
+    label: str,
+    blocks: Iterator[Columns],
+    gate: Gate,
+    wanted: Mapping[str, str | None],
+    others: Sequence[str | None],
+    labels: Sequence[str] | None,
+) -> Columns:
+    """Read texts until the gate closes; all rows where there is no limit, or labels or files are to be read.
+
+    wanted : the content columns that were named
+    others : the id and split columns that were named
+    """
+    first = next(blocks, None)
+    if first is None:
+        raise InputError(f"{label}: the table is empty; expected a header and at least one row")
+    with _named(label):
+        how, name = content_column(first, **wanted)
+        free = [column for column in first if column not in (name, *others)]
+        labelled = label_columns(free, None, first) if labels is None else labels
+    if gate.is_open_to_all or how != "text" or labelled:
+        return join_blocks(chain([first], blocks))
+
+    read = []
+    for block in chain([first], blocks):
+        read.append(block)
+        with _named(label):
+            gate.let_in(block.get(name) or [None] * rows_of(block))
+        if gate.closed:
+            break
+    return join_blocks(read)
+
+
+@contextmanager
+def _named(source: str) -> Iterator[None]:
+    """Say in errors which source they are about."""
+    try:
+        yield
+    except (InputError, MissingError) as error:
+        raise type(error)(f"{source}: {error}") from None
 
 
 def _from_columns(
@@ -276,10 +360,10 @@ def _from_columns(
     id: str | None,
     split: str | None,
     labels: Sequence[str] | None,
-    limit: int | None,
+    gate: Gate,
     check_files: bool,
 ) -> SampleTable:
-    n = len(next(iter(columns.values())))
+    n = rows_of(columns)
     how, name = content
     used = {column for column in (name, id, split) if column is not None}
     chosen = label_columns([c for c in columns if c not in used], labels, columns)
@@ -303,19 +387,38 @@ def _from_columns(
         concept_names=concept_names,
         concepts=np.stack(concepts, axis=1) if concepts else np.zeros((n, 0), np.uint8),
     )
-    table = table if limit is None else table.head(limit)
     if how == "text":
-        return table
+        return _let_in(table, gate)
+    table = _let_in(table, gate) if how == "image" else table[: gate.limit]
     if not check_files:
         return table if how == "image" else replace(table, contents=("",) * len(table))
     paths = [_joined(folder, confined, row, path) for row, path in enumerate(table.contents)]
     for row, path in enumerate(paths):
         if not os.path.isfile(path):
             raise MissingError(f"row {row}: no file {path}; give the folder that paths start from (root)")
-    return replace(table, contents=paths if how == "image" else [_file_text(path) for path in paths])
+    if how == "image":
+        return replace(table, contents=paths)
+    texts: list[str] = []
+    for start in range(0, len(paths), _FILES_AT_ONCE):
+        texts += [_file_text(path) for path in paths[start : start + _FILES_AT_ONCE]]
+        gate.let_in(texts[start:])
+        if gate.closed:
+            break
+    return replace(table[: len(texts)], contents=texts)[: gate.kept]
 
 
-def _read_folder(folder: Path, limit: int | None) -> SampleTable:
+def _let_in(table: SampleTable, gate: Gate) -> SampleTable:
+    """Return the samples that the gate lets in, or has let in already while they were read."""
+    if gate.tokens is not None and table.kind == "image":
+        raise InputError("max_tokens is for texts, and these are images; give a limit of samples")
+    if gate.is_open_to_all:
+        return table
+    if not gate.kept:
+        gate.let_in(table.contents)
+    return table[: gate.kept]
+
+
+def _read_folder(folder: Path) -> SampleTable:
     found = [
         os.path.join(base, file)
         for base, _, files in os.walk(folder)
@@ -325,7 +428,6 @@ def _read_folder(folder: Path, limit: int | None) -> SampleTable:
     if not found:
         raise InputError(f"{folder}: no images in this folder; expected files ending in {' '.join(IMAGE_ENDINGS)}")
     ids = sorted(Path(path).relative_to(folder).as_posix() for path in found)
-    ids = ids if limit is None else ids[:limit]
     return SampleTable(ids=ids, kind="image", contents=[str(folder / name) for name in ids])
 
 

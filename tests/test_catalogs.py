@@ -62,7 +62,8 @@ def failure(tmp_path: Path, text: str) -> str:
 def test_own_catalog_lists_what_the_design_names(own: Catalog) -> None:
     concept = {"CLEVR", "Coco", "Broden-Pascal", "Broden-OpenSurfaces", "Sarcasm", "iSarcasm", "GoEmotions"}
     assert concept <= set(own.datasets)
-    assert set(own.models) == {"clip-vit-l-14-laion2b", "gemma-2-9b", "gemma-2-2b", "DialoGPT-small", "MiniLM"}
+    decoders = {"gemma-2-9b", "gemma-2-2b", "DialoGPT-small", "DialoGPT-medium"}
+    assert set(own.models) == {"clip-vit-l-14-laion2b", "MiniLM"} | decoders
     wanted = {(34, 16384), (9, 16384), (20, 16384), (31, 16384), (41, 16384), (20, 131072), (20, 1048576)}
     assert wanted == {(s.layer, s.d_sae) for s in own.saes.values() if s.model == "gemma-2-9b"}
     assert own.sae("clip-scope-22").d_sae == 65536

@@ -40,13 +40,16 @@ def init(lake: LakeArgument, json: Json = False) -> None:
 def extract(
     lake: LakeArgument,
     datasets: Annotated[
-        list[str], typer.Option(metavar="NAME...", help="Catalog names, table files or folders of images.")
+        list[str], typer.Option(metavar="NAME...", help="Catalog names, tables, .txt files, folders of images, or -.")
     ],
     model: Annotated[str, typer.Option(metavar="MODEL", help="A catalog name, a folder, or a hub id org/name.")],
     layers: Annotated[list[str], typer.Option(metavar="LAYER...", help="Such as 3 5, or layer_3.mlp_out.")],
     sample_type: SampleTypes = None,
     dtype: Annotated[str, typer.Option(metavar="DTYPE", help="Stored as float16, bfloat16 or float32.")] = "float16",
     limit: Annotated[int | None, typer.Option(help="Only the first samples of each dataset.")] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(help="Only the first samples with at most so many tokens in all.")
+    ] = None,
     name: Annotated[str | None, typer.Option(help="The name in the lake, where one dataset is given.")] = None,
     text: Annotated[str | None, typer.Option(metavar="COLUMN", help="Of a file: the texts.")] = None,
     image: Annotated[str | None, typer.Option(metavar="COLUMN", help="Of a file: paths of images.")] = None,
@@ -79,6 +82,9 @@ def extract(
       saestore extract demo/lake --datasets sae-probes/5_hist_fig_ismale --model MiniLM --layers 2 4
       saestore extract demo/lake --datasets reviews.csv --text body --labels stars --model MiniLM \\
           --layers 4 --sample-type token mean --limit 1000
+      saestore extract demo/lake --datasets prompts.txt --model DialoGPT-small --layers 2 4 6 8 --sample-type mean
+      zcat web.txt.gz | saestore extract demo/lake --datasets - --name web --model gemma-2-2b --layers 12 \\
+          --max-tokens 1000000
     """
     perform(
         "extract",
@@ -90,6 +96,7 @@ def extract(
             sample_type=sample_type,
             dtype=dtype,
             limit=limit,
+            max_tokens=max_tokens,
             name=name,
             text=text,
             image=image,

@@ -96,17 +96,12 @@ def load_model(
     IntegrityError
         When weights are missing from the files.
     """
-    try:
-        import torch
-        import transformers
-    except ImportError as error:
-        raise DependencyError(f"{error.name} is needed to run models; pip install 'saestore[models]'") from error
+    hub = _transformers()
+    import torch
 
     if dtype not in _DTYPES:
         raise InputError(f"unknown dtype {dtype!r} for a model; use one of {', '.join(_DTYPES)}")
-    name = str(path_or_id)
-    where: dict[str, Any] = {"revision": revision} if revision and not Path(name).is_dir() else {}
-    hub: Any = transformers  # typed in parts only
+    name, where = _place(path_or_id, revision)
     config = _fetched(name, "configuration", lambda: hub.AutoConfig.from_pretrained(name, **where))
     found = _kind_of(config, name)
     if kind is not None and kind != found:
@@ -120,7 +115,7 @@ def load_model(
 
     tokenizer = processor = limit = patch_size = None
     if found == "text":
-        tokenizer = _fetched(name, "tokenizer", lambda: hub.AutoTokenizer.from_pretrained(name, **where))
+        tokenizer = _tokenizer(hub, name, where)
         limit = max_length_of(tokenizer, of, max_length=max_length)
     else:
         processor = _fetched(name, "image processor", lambda: hub.AutoImageProcessor.from_pretrained(name, **where))
@@ -139,6 +134,36 @@ def load_model(
         device=chosen,
         dtype=dtype,
     )
+
+
+def load_tokenizer(
+    path_or_id: str | Path, *, revision: str | None = None, max_length: int | None = None
+) -> tuple[Any, int]:
+    """Load the tokenizer of a text model alone, to count tokens before the model is run.
+
+    Parameters
+    ----------
+    path_or_id, revision, max_length
+        As for `load_model`.
+
+    Returns
+    -------
+    tokenizer : transformers tokenizer
+    max_length : int
+        Most tokens of a text, specials included.
+
+    Raises
+    ------
+    MissingError, InputError
+        As `load_model`; an image model has no tokenizer.
+    """
+    hub = _transformers()
+    name, where = _place(path_or_id, revision)
+    config = _fetched(name, "configuration", lambda: hub.AutoConfig.from_pretrained(name, **where))
+    if _kind_of(config, name) != "text":
+        raise InputError(f"{name} is a model of images, which have no tokens to count; give a limit of samples")
+    tokenizer = _tokenizer(hub, name, where)
+    return tokenizer, max_length_of(tokenizer, config.get_text_config(), max_length=max_length)
 
 
 def fingerprint(folder: Path) -> str:
@@ -161,6 +186,25 @@ def fingerprint(folder: Path) -> str:
                 opened.seek(at * (size - span) // (_SAMPLES_PER_FILE - 1))
                 digest.update(opened.read(span))
     return f"sampled-sha256:{digest.hexdigest()}"
+
+
+def _transformers() -> Any:  # typed in parts only
+    try:
+        import torch  # noqa: F401 - what is loaded with transformers is run with it
+        import transformers
+    except ImportError as error:
+        raise DependencyError(f"{error.name} is needed to run models; pip install 'saestore[models]'") from error
+    return transformers
+
+
+def _place(path_or_id: str | Path, revision: str | None) -> tuple[str, dict[str, Any]]:
+    """Return what `from_pretrained` takes: a name, and the revision where it is a hub id."""
+    name = str(path_or_id)
+    return name, {"revision": revision} if revision and not Path(name).is_dir() else {}
+
+
+def _tokenizer(transformers: Any, name: str, where: dict[str, Any]) -> Any:
+    return _fetched(name, "tokenizer", lambda: transformers.AutoTokenizer.from_pretrained(name, **where))
 
 
 def _kind_of(config: Any, name: str) -> ModelKind:
@@ -199,7 +243,7 @@ def _load_weights(loader: Any, name: str, where: dict[str, Any], dtype: torch.dt
         )
 
     try:
-        with _no_progress_bar():
+        with _quiet_loading():
             try:
                 model, loading = load(True)
             except OSError:
@@ -220,16 +264,21 @@ def _load_weights(loader: Any, name: str, where: dict[str, Any], dtype: torch.dt
 
 
 @contextmanager
-def _no_progress_bar() -> Iterator[None]:
-    """Keep transformers' bar over the tensors of a file off the terminal; downloads still show theirs."""
+def _quiet_loading() -> Iterator[None]:
+    """Keep transformers' bar over the tensors of a file, and its report of a head left out, off the terminal.
+
+    Downloads still show their bars; weights that are missing are our own error.
+    """
     import transformers
 
     logging: Any = transformers.utils.logging
-    shown = logging.is_progress_bar_enabled()
+    shown, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
+    logging.set_verbosity_error()
     try:
         yield
     finally:
+        logging.set_verbosity(verbosity)
         if shown:
             logging.enable_progress_bar()
 

@@ -13,9 +13,10 @@ from saestore.layout import CodesKey
 from saestore.verbs.names import Columns, LakeLike, Say, create_lake, model_spec, open_lake, sample_tables
 
 if TYPE_CHECKING:
+    from saestore._sample_limits import TokenLimit
     from saestore.catalogs import Catalog
     from saestore.encoding.writer import EncodeResult
-    from saestore.extraction.writer import ExtractResult
+    from saestore.extraction.writer import ExtractResult, ModelSpec
     from saestore.formats.importer import ImportResult
     from saestore.lake import Lake
     from saestore.samples import SampleTable
@@ -53,6 +54,7 @@ def extract(
     sample_type: str | Sequence[str] | None = None,
     dtype: str = "float16",
     limit: int | None = None,
+    max_tokens: int | None = None,
     name: str | None = None,
     text: str | None = None,
     image: str | None = None,
@@ -80,8 +82,8 @@ def extract(
     ----------
     lake : Lake, str or path
     datasets
-        Catalog names, table files or folders of images; or a mapping of names to lists of texts, DataFrames, paths
-        or `SampleTable`.
+        Catalog names, table files, files of texts (`.txt`, one a line), folders of images, or `-` for lines from
+        standard input; or a mapping of names to lists or iterators of texts, DataFrames, paths or `SampleTable`.
     model : str or path
         A name in the catalog, a folder, or a hub id `org/name`.
     layers : sequence of str or int
@@ -93,6 +95,11 @@ def extract(
     limit : int, optional
         Only the first samples of each dataset, as the table orders them; concepts that are then all yes or all no
         are told.
+    max_tokens : int, optional
+        Only the first samples of each dataset that together have at most so many tokens of this model, special tokens
+        included; samples are whole. They are counted before the model runs, and files and iterators of texts are read
+        no further. As with `limit`, what is stored is the samples: more tokens later add those that follow, fewer are
+        a conflict, and so are other samples because of another tokenizer.
     name : str, optional
         The dataset's name in the lake, when there is one dataset.
     text, image, text_path, id, split, labels, root
@@ -134,10 +141,14 @@ def extract(
         model, dtype=model_dtype, device=device, max_length=max_length, truncation_side=truncation_side, catalog=catalog
     )
     columns = Columns(text=text, image=image, text_path=text_path, id=id, split=split, labels=labels, root=root)
-    tables = sample_tables(datasets, name=name, columns=columns, limit=limit, catalog=catalog)
+    tokens = None if max_tokens is None else _token_limit(spec, max_tokens)
+    tables = sample_tables(datasets, name=name, columns=columns, limit=limit, tokens=tokens, catalog=catalog)
+    if max_tokens is not None and say is not None:
+        for dataset, table in tables.items():
+            say(f"{dataset}: its first {len(table):,} samples have at most {max_tokens:,} tokens; no more are taken")
     if splits is not None:
         tables = {dataset: _split(dataset, table, splits, say) for dataset, table in tables.items()}
-    if limit is not None and say is not None:
+    if (limit, max_tokens) != (None, None) and say is not None:
         for dataset, table in tables.items():
             _tell_one_sided(dataset, table, say)
     return write(
@@ -152,6 +163,16 @@ def extract(
         quiet=quiet,
         say=say,
     )
+
+
+def _token_limit(spec: ModelSpec, most: int) -> TokenLimit:
+    """Count tokens as the model will get them, with its tokenizer alone."""
+    from saestore._sample_limits import TokenLimit
+    from saestore.extraction.model import load_tokenizer
+    from saestore.extraction.tokens import tokenize
+
+    tokenizer, longest = load_tokenizer(spec.source, revision=spec.revision, max_length=spec.max_length)
+    return TokenLimit(most, lambda texts: tokenize(tokenizer, texts, max_length=longest).lengths)
 
 
 def _split(dataset: str, table: SampleTable, parts: Mapping[str, float], say: Say | None) -> SampleTable:
@@ -177,7 +198,7 @@ def _tell_one_sided(dataset: str, table: SampleTable, say: Say) -> None:
         say(
             f"{dataset}: in its first {len(table):,} samples {', '.join(names[:3])}{' ...' if names[3:] else ''} "
             f"({len(names)} of {len(varied)} concepts) are all yes or all no; if the table is sorted, shuffle it or "
-            "raise --limit"
+            "take more samples"
         )
 
 

@@ -18,6 +18,7 @@ from saestore.lake import Lake, layer_name
 from saestore.layout import DATA, POSITION_TYPES, CodesKey, check_name
 
 if TYPE_CHECKING:
+    from saestore._sample_limits import TokenLimit
     from saestore.catalogs import Catalog, DatasetEntry, LakeEntry, SAEEntry
     from saestore.extraction.writer import ModelSpec
     from saestore.saes.weights import SAEWeights
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 LakeLike = Lake | str | os.PathLike[str]
 Say = Callable[[str], None]
 
-_TABLE_ENDINGS = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
+_TABLE_ENDINGS = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet", ".txt")
 _PACKED_ENDINGS = (".zst", ".gz")
 
 
@@ -96,6 +97,7 @@ def sample_tables(
     name: str | None = None,
     columns: Columns | None = None,
     limit: int | None = None,
+    tokens: TokenLimit | None = None,
     files: bool = True,
     catalog: Catalog | None = None,
 ) -> dict[str, SampleTable]:
@@ -104,11 +106,13 @@ def sample_tables(
     Parameters
     ----------
     datasets
-        Names of the catalog, with * and ? for several, table files or folders of images; or a mapping of names to
-        sample tables, lists of texts, DataFrames or paths.
+        Names of the catalog, with * and ? for several, table files, files of texts, folders of images, or `-` for lines
+        from standard input; or a mapping of names to sample tables, lists or iterators of texts, DataFrames or paths.
     name
         The name in the lake, where there is one dataset; default the catalog's name after the last slash, or the
         file's name without its ending.
+    limit, tokens
+        See `saestore.samples.read_samples`.
     files
         False: of a catalog entry, the images or text files that its table names need not be there.
 
@@ -124,16 +128,16 @@ def sample_tables(
     columns = columns or Columns()
     if isinstance(datasets, Mapping):
         given = {
-            check_name(key, "dataset"): value
-            if isinstance(value, SampleTable)
-            else read_samples(value, limit=limit, **columns.given())
+            check_name(key, "dataset"): read_samples(
+                value, limit=limit, tokens=tokens, **({} if isinstance(value, SampleTable) else columns.given())
+            )
             for key, value in datasets.items()
         }
     else:
         sources = _without_patterns([datasets] if isinstance(datasets, str | os.PathLike) else datasets, catalog)
         given = {}
         for source in sources:
-            own, table = _samples_of(source, columns, limit, files, _catalog(catalog))
+            own, table = _samples_of(source, columns, limit, tokens, files, _catalog(catalog))
             key = check_name(name or own, "dataset")
             if key in given:
                 raise InputError(
@@ -162,10 +166,17 @@ def _without_patterns(
 
 
 def _samples_of(
-    source: str | os.PathLike[str], columns: Columns, limit: int | None, files: bool, catalog: Catalog
+    source: str | os.PathLike[str],
+    columns: Columns,
+    limit: int | None,
+    tokens: TokenLimit | None,
+    files: bool,
+    catalog: Catalog,
 ) -> tuple[str, SampleTable]:
-    from saestore.samples import read_samples, samples_from_entry
+    from saestore.samples import read_samples, samples_from_entry, standard_input
 
+    if source == "-":
+        return "stdin", read_samples(standard_input(), limit=limit, tokens=tokens, **columns.given())
     try:
         if not isinstance(source, str):
             raise MissingError(os.fspath(source))
@@ -174,13 +185,14 @@ def _samples_of(
         path = Path(source).expanduser()
         if not path.exists() and not _is_table(path):
             raise MissingError(f"{unknown}; or give a table file or a folder of images") from None
-        return _stem(path), read_samples(path, limit=limit, **columns.given())
+        return _stem(path), read_samples(path, limit=limit, tokens=tokens, **columns.given())
     if columns.given():
         raise InputError(
             f"--{next(iter(columns.given())).replace('_', '-')} names a column of a file, and {source} is a catalog "
             f"entry that says so itself ({entry.where}); leave it out"
         )
-    return entry.lake_name, samples_from_entry(entry, limit=limit, check_files=files or _has_files(entry))
+    table = samples_from_entry(entry, limit=limit, tokens=tokens, check_files=files or _has_files(entry))
+    return entry.lake_name, table
 
 
 def _has_files(entry: DatasetEntry) -> bool:
