@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from saestore.verbs import detect as detect
     from saestore.verbs import encode as encode
     from saestore.verbs import extract as extract
+    from saestore.verbs import graph as graph
     from saestore.verbs import import_ as import_
     from saestore.verbs import index as index
     from saestore.verbs import init as init
@@ -58,6 +59,7 @@ _HOMES = {
     "catalog": "saestore.verbs",
     "compare": "saestore.verbs",
     "detect": "saestore.verbs",
+    "graph": "saestore.verbs",
     "localise": "saestore.verbs",
     "thresholds": "saestore.verbs",
     "dense": "saestore.verbs",

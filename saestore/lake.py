@@ -6,12 +6,13 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from saestore.activations import Activations
 from saestore.code_rows import joined_quality
 from saestore.codes import Codes
 from saestore.errors import InputError, IntegrityError, MissingError
+from saestore.graphs import KIND, FeatureGraph, graph_names
 from saestore.labels import DEFAULT_NAME, Labels, label_names
 from saestore.layout import (
     ALL_UNITS,
@@ -31,6 +32,7 @@ from saestore.layout import (
     ModelKey,
     RowsKey,
     dataset_path,
+    graph_path,
     is_name,
     probe_names_path,
     probe_path,
@@ -46,6 +48,9 @@ from saestore.storage import Storage, claim_document, document_key, group_docume
 from saestore.tables import Positions, Samples
 from saestore.views import view_names
 
+if TYPE_CHECKING:
+    from saestore.graphing.options import GraphOptions
+
 State = Literal["done", "partial", "missing"]
 Key = TypeVar("Key", ActivationsKey, CodesKey)
 
@@ -55,7 +60,7 @@ class GroupStatus:
     """State of one row group.
 
     kind : `sae`, `samples`, `positions`, `labels`, `activations`, `codes`, `postings`, `view`, `thresholds`,
-        `detection`, `localisation` or `probes`
+        `detection`, `localisation`, `probes` or `graph`
     rows, written_rows : rows of the axis, and those in the ledger
     state : `done`, `partial` where rows are not written or the ledger is damaged, or `missing` where nothing was begun
         or the metadata are damaged
@@ -261,6 +266,70 @@ class Lake:
                     found += read_results(self.storage, code_key.results_path(run, view, PROBES), code_key)
         return found
 
+    def graph(
+        self,
+        a: Codes | Activations | Sequence[Codes | Activations],
+        b: Codes | Activations | Sequence[Codes | Activations] | None = None,
+        *,
+        name: str = "default",
+        options: GraphOptions | None = None,
+        pooling: Literal["mean", "max"] | None = None,
+        memory: str | int | None = None,
+        device: str = "cpu",
+        scheduler: str | None = None,
+        quiet: bool = False,
+    ) -> FeatureGraph:
+        """Join correlated units of codes, views or activations over the same rows, or open the graph that is there.
+
+        `saestore.graph` does the same for names of layers and SAEs, and over several datasets.
+
+        Parameters
+        ----------
+        a, b : Codes, Activations, or sequences of these
+            Without b, units of each of a are joined with each other and with those of every other one of a; with b,
+            those of a with those of b. Special tokens never count.
+        name : str
+            Of the graph.
+        options : GraphOptions, optional
+            Which pairs are kept, see `saestore.graphing.options`; default those with |r| of 0.3 or more.
+        pooling, memory, device, scheduler, quiet
+            As for `saestore.graph`.
+
+        Raises
+        ------
+        InputError, ConflictError, BudgetError
+            As for `saestore.graph`.
+
+        Examples
+        --------
+        >>> lake.graph(codes.view("pruned").where(split="train")).neighbours(812)  # doctest: +SKIP
+        """
+        from saestore.graphing.joining import graph_of
+        from saestore.graphing.options import GraphOptions
+
+        return graph_of(
+            self.storage,
+            a,
+            b,
+            name=name,
+            options=options or GraphOptions(),
+            pooling=pooling,
+            memory=memory,
+            device=device,
+            scheduler=scheduler,
+            quiet=quiet,
+        )
+
+    def open_graph(self, name: str = "default") -> FeatureGraph:
+        """Open a feature graph.
+
+        Raises
+        ------
+        MissingError
+            There is none of this name, or it is not complete.
+        """
+        return FeatureGraph.open(self.storage, name)
+
     def runs(self) -> list[dict[str, Any]]:
         """Return the records of all runs of `encode`, oldest first: parameters, plan and outcome, as JSON values."""
         return list(run_records(self.storage))
@@ -287,6 +356,7 @@ class Lake:
             rows.append(self._status_on_axis("codes", code_key, code_key.activations))
             rows.append(self._postings_status(code_key))
             rows += self._view_statuses(code_key)
+        rows += [self._graph_status(name) for name in graph_names(self.storage)]
         return [row for row in rows if row is not None]
 
     def _axis_status(self, kind: str, paths: Sequence[str], **names: str) -> GroupStatus | None:
@@ -421,6 +491,31 @@ class Lake:
                 stored_bytes=sum(size or 0 for size in sizes),
                 note=f"{name}{of}: {', '.join(results)}",
             )
+
+    def _graph_status(self, name: str) -> GroupStatus:
+        """Return the state of a feature graph; its rows are the edges."""
+        path, edges, stored_bytes = graph_path(name), 0, 0
+        state: State = "done"
+        try:
+            graph = FeatureGraph.open(self.storage, name)
+            edges, stored_bytes = int(graph.summary["counts"]["edges"]), graph.stored_bytes
+            note = f"{name}: {', '.join(end.name for end in graph.ends)}"
+        except (MissingError, IntegrityError) as error:
+            state, note = "partial", str(error)
+        return GroupStatus(
+            kind=KIND,
+            path=path,
+            dataset="",
+            model="",
+            layer="",
+            sae="",
+            sample_type="",
+            rows=edges,
+            written_rows=edges,
+            state=state,
+            stored_bytes=stored_bytes,
+            note=note,
+        )
 
     def _children(self, path: str) -> list[str]:
         # Other names are those of files that desktops, editors and people leave in folders.

@@ -23,6 +23,7 @@ SPLITS = ("train", "cal", "test")
 SAES = "saes"
 DATA = "data"
 RUNS = "runs"
+GRAPHS = "graphs"
 SAMPLES = "samples"
 PARTS = "parts"
 POSITIONS = "positions"
@@ -327,3 +328,23 @@ def parents(path: str) -> list[str]:
     """Return the paths of all groups above a node, from the root (the empty path) down."""
     parts = path.split("/")[:-1]
     return ["/".join(parts[:depth]) for depth in range(len(parts) + 1)] if path else []
+
+
+def graph_path(name: str) -> str:
+    """Return the path of a feature graph."""
+    return f"{GRAPHS}/{check_name(name, 'graph')}"
+
+
+def graph_table_path(name: str, table: str) -> str:
+    """Return the path of a Parquet table of a graph: `edges` or `units`."""
+    return f"{graph_path(name)}/{table}.parquet"
+
+
+def graph_summary_path(name: str) -> str:
+    """Return the path of the document that is written last, when a graph is complete."""
+    return f"{graph_path(name)}/summary"
+
+
+def graph_work_path(name: str, part: str) -> str:
+    """Return the path of a Parquet table that is kept until its graph is complete."""
+    return f"{graph_path(name)}/work/{part}.parquet"

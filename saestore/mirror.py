@@ -141,6 +141,10 @@ class MirroredStorage:
         """Write one object to the storage unless there is one, and return the bytes that are there now."""
         return self._storage.put_if_absent(key, content)
 
+    def remove(self, key: str) -> None:
+        """Remove an object from the storage; shards of the array are never removed."""
+        self._storage.remove(key)
+
     def sizes(self, keys: Sequence[str]) -> list[int | None]:
         """Return the objects' sizes in the storage."""
         return self._storage.sizes(keys)

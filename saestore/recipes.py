@@ -62,6 +62,7 @@ VERBS: dict[str, Callable[..., Any]] = {
     "encode": verbs.encode,
     "index": verbs.index,
     "label": verbs.label,
+    "graph": verbs.graph,
     "probe": verbs.probe,
     "probes import": verbs.probes_import,
     "probes export": verbs.probes_export,

@@ -58,6 +58,9 @@ class Storage(Protocol):
         they do not come within the same moment).
         """
 
+    def remove(self, key: str) -> None:
+        """Remove an object, if there is one: what was kept only until other objects were written."""
+
     def sizes(self, keys: Sequence[str]) -> list[int | None]:
         """Return the size in bytes of each object, None where there is none."""
 
@@ -245,6 +248,16 @@ class LocalStorage:
         except OSError as error:
             raise _explain(error, "write", path) from error
 
+    def remove(self, key: str) -> None:
+        """Remove a file, and its folder if nothing else is there."""
+        path = self._path(key)
+        try:
+            path.unlink(missing_ok=True)
+            if path.parent.is_dir() and not any(path.parent.iterdir()):
+                path.parent.rmdir()
+        except OSError as error:
+            raise _explain(error, "remove", path) from error
+
     def sizes(self, keys: Sequence[str]) -> list[int | None]:
         """Return the files' sizes."""
         return [self._size(key) for key in keys]
@@ -331,6 +344,10 @@ class RemoteStorage:
                 raise self._error(error, "write", key) from error
             there = self.get(key)
         return content if there is None else there
+
+    def remove(self, key: str) -> None:
+        """Remove an object."""
+        self._wait(self._store.delete(_checked_key(key)), "remove", key)
 
     def sizes(self, keys: Sequence[str]) -> list[int | None]:
         """Return the objects' sizes, asked for concurrently."""

@@ -9,6 +9,7 @@ from saestore.errors import DependencyError
 
 _INSTALL = {
     "anndata": "'saestore[bridges]'",
+    "igraph": "'saestore[graph]'",
     "pyarrow": "'saestore[bridges]'",
     "sklearn": "'saestore[probes]'",
     "torch": "'saestore[torch]'",

@@ -7,7 +7,19 @@ from typing import Annotated
 
 import typer
 
-from saestore.cli import concepts, labelling, making, probe_files, probing, pruning, reading, reporting, running, saes
+from saestore.cli import (
+    concepts,
+    graphing,
+    labelling,
+    making,
+    probe_files,
+    probing,
+    pruning,
+    reading,
+    reporting,
+    running,
+    saes,
+)
 
 app = typer.Typer(
     name="saestore",
@@ -38,6 +50,7 @@ COMMANDS: Mapping[str, Callable[..., None]] = {
     "detect": concepts.detect,
     "localise": concepts.localise,
     "compare": concepts.compare,
+    "graph": graphing.graph,
     "probe": probing.probe,
     "dense": reading.dense,
     "run": running.run,

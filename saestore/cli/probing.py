@@ -50,7 +50,8 @@ def probe(
         str | None, typer.Option(metavar="NAME", help="Column or concept to probe; default label or target.")
     ] = None,
     ks: Annotated[
-        list[int] | None, typer.Option(metavar="K...", help="Units of SAE probes; default 1 to 512 in normal, else 16 128.")
+        list[int] | None,
+        typer.Option(metavar="K...", help="Units of SAE probes; default 1 to 512, or 16 and 128."),
     ] = None,
     normalisation: Annotated[
         str, typer.Option(metavar="HOW", help="Of the difference of means that ranks units: mean or none.")

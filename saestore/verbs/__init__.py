@@ -5,6 +5,7 @@ Each takes the lake first (a `Lake`, a path, a URL, or a name in the catalog), r
 
 from saestore.formats.dense_export import DenseFile
 from saestore.verbs.concepts import compare, detect, localise, thresholds
+from saestore.verbs.graphing import MadeGraph, graph
 from saestore.verbs.indexing import index
 from saestore.verbs.labelling import label
 from saestore.verbs.listing import CatalogRow, LakeStatus, catalog, status
@@ -23,6 +24,7 @@ __all__ = [
     "CatalogRow",
     "DenseFile",
     "LakeStatus",
+    "MadeGraph",
     "ProbedTask",
     "Probes",
     "Pruned",
@@ -42,6 +44,7 @@ __all__ = [
     "detect",
     "encode",
     "extract",
+    "graph",
     "import_",
     "index",
     "init",

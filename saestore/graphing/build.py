@@ -1,0 +1,288 @@
+"""Make a feature graph: measure the ends, plan, find pairs of ends task by task, and join what was found."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from saestore.budget import require_memory
+from saestore.engine.resources import release, usable_device
+from saestore.engine.run import run_tasks
+from saestore.errors import BudgetError
+from saestore.graphing.assembly import Shape, assembled, found_of_null
+from saestore.graphing.ends import End, check_ends, moments_of
+from saestore.graphing.options import GraphOptions
+from saestore.graphing.pairs import CodesPairTask, DensePairsTask, Measured, too_many
+from saestore.graphing.plan import Blocks, dense_bytes, plan_blocks, shares
+from saestore.graphs import FeatureGraph, GraphEnd, claim_graph, finish_graph, write_table
+from saestore.kernels.pair_rules import Found, Moments, TooManyPairs
+from saestore.layout import graph_table_path
+from saestore.progress import Progress
+from saestore.storage import Storage
+
+Pairs = tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class GraphPlan:
+    """What making a graph takes.
+
+    ends : names, with their units
+    pairs : how many pairs of ends
+    rows : in words
+    bytes : the most that is in memory
+    scans : how often an end of codes is read, over all pairs
+    sums : products that are added up, of entries of the same row, or of columns
+    """
+
+    ends: tuple[tuple[str, int], ...]
+    pairs: int
+    rows: str
+    bytes: int
+    scans: int
+    sums: int
+
+
+def joined_pairs(ends: Sequence[End], others: Sequence[End] | None) -> tuple[tuple[End, ...], Pairs]:
+    """Return the ends of a graph in their order, those of codes first, and the pairs that are joined.
+
+    Without others: each end with itself and with each that follows; else each with each of the others.
+    """
+    every = sorted([*ends, *(others or ())], key=lambda end: not end.is_sparse)
+    check_ends(every)
+    if others is None:
+        numbers = range(len(every))
+        return tuple(every), tuple((a, b) for a in numbers for b in numbers if a <= b)
+    given = {id(end) for end in ends}
+    sides = [id(end) in given for end in every]
+    places = range(len(every))
+    return tuple(every), tuple((a, b) for a in places for b in places if a < b and sides[a] != sides[b])
+
+
+def identity_of(ends: Sequence[End], pairs: Pairs, options: GraphOptions) -> dict[str, Any]:
+    """Return what determines a graph, as JSON values."""
+    return {
+        "ends": [end.identity for end in ends],
+        "rows": ends[0].rows_identity,
+        "pairs": [list(pair) for pair in pairs],
+        "options": options.identity,
+    }
+
+
+def measured(ends: Sequence[End], options: GraphOptions, *, quiet: bool) -> list[Measured]:
+    """Read every end once, and say which of its units take part."""
+    found = []
+    with Progress("measure", total=len(ends), unit="ends", quiet=quiet) as progress:
+        for end in ends:
+            moments, largest = moments_of(end) if end.is_sparse else _dense_moments(end)
+            takes_part = moments.usable.copy()
+            if end.is_sparse:
+                takes_part &= moments.active <= options.max_base_rate * moments.n
+            found.append(Measured(end, moments, largest, takes_part))
+            progress.advance(1)
+    return found
+
+
+def plan_graph(known: Sequence[Measured], pairs: Pairs, budget: int) -> tuple[GraphPlan, dict[int, Blocks]]:
+    """Plan the blocks of each pair of ends of codes, and what all takes.
+
+    Raises
+    ------
+    BudgetError
+        It does not fit the memory.
+    """
+    blocks: dict[int, Blocks] = {}
+    needed = sums = 0
+    n = known[0].moments.n
+    dense = [number for number, (_, b) in enumerate(pairs) if not known[b].end.is_sparse]
+    for number, (a, b) in enumerate(pairs):
+        if number in dense:
+            sums += n * len(known[a].takes_part) * len(known[b].takes_part)
+            continue
+        own, other = known[a].moments, known[b].moments
+        blocks[number] = plan_blocks(own.active, other.active, n, budget, within=a == b)
+        needed = max(needed, blocks[number].bytes)
+        sums += int(own.active.sum() * (other.active.sum() / max(1, n)))
+    if dense:
+        together = sorted({place for number in dense for place in pairs[number]})
+        widths = [len(known[place].takes_part) for place in together]
+        products = sum(len(known[a].takes_part) * len(known[b].takes_part) for a, b in (pairs[one] for one in dense))
+        least = dense_bytes(widths, products, min(known[place].end.block_rows for place in together))
+        require_memory(
+            least,
+            budget=budget,
+            what=f"the correlations of {len(dense)} pairs of ends with {max(widths):,} columns at most",
+            remedy="choose fewer units (--units), or give more --memory",
+        )
+        needed = max(needed, least)
+    plan = GraphPlan(
+        ends=tuple((one.end.name, len(one.takes_part)) for one in known),
+        pairs=len(pairs),
+        rows=known[0].end.rows_in_words,
+        bytes=needed,
+        scans=sum(one.scans for one in blocks.values()) + len(known) + (1 if dense else 0),
+        sums=sums,
+    )
+    return plan, blocks
+
+
+def make_graph(
+    storage: Storage,
+    name: str,
+    known: Sequence[Measured],
+    pairs: Pairs,
+    blocks: Mapping[int, Blocks],
+    options: GraphOptions,
+    *,
+    device: str = "cpu",
+    scheduler: str | None = None,
+    quiet: bool = False,
+) -> FeatureGraph:
+    """Make a graph, or what is missing of it, and return it.
+
+    Parameters
+    ----------
+    storage : Storage
+        Of the lake.
+    name : str
+    known, pairs, blocks
+        From `measured`, `joined_pairs` and `plan_graph`.
+    options : GraphOptions
+    device : str
+        Where sums are made; `auto`, `cpu`, `cuda` or `mps`.
+    scheduler : str, optional
+        Address of a Dask scheduler; default threads.
+    quiet : bool
+        Show no progress.
+
+    Raises
+    ------
+    ConflictError
+        A graph of this name was made differently.
+    BudgetError
+        The edges are too many; how many, and a threshold that leaves fewer, are told.
+    """
+    chosen_device = usable_device(device) if device != "cpu" else device
+    ends = [one.end for one in known]
+    described = [GraphEnd(e.name, e.layer, e.sae, e.view, tuple(one.key.path for one in e.sources)) for e in ends]
+    if claim_graph(storage, name, identity_of(ends, pairs, options), described, rows=ends[0].rows_in_words):
+        return FeatureGraph.open(storage, name)
+    try:
+        tasks = list(_tasks(storage, name, known, pairs, options, blocks, chosen_device, is_null=False))
+        _check_predicted(tasks, options)
+        _run(tasks, options, label=f"graph {name}", scheduler=scheduler, quiet=quiet)
+        shape = Shape(tuple(known), pairs, options)
+        summary, edges, units = assembled(shape, _parts(storage, tasks))
+        null_tasks: list[Task] = []
+        if options.null:
+            null_tasks += _tasks(storage, name, known, pairs, options, blocks, chosen_device, is_null=True)
+            _run(null_tasks, options, label=f"shuffled {name}", scheduler=scheduler, quiet=quiet)
+            summary["null"] = found_of_null(shape, _parts(storage, null_tasks))
+        tables = {
+            table: write_table(storage, graph_table_path(name, table), frame)
+            for table, frame in (("edges", edges), ("units", units))
+        }
+        finish_graph(storage, name, summary, tables)
+        for key in _keys([*tasks, *null_tasks]):
+            storage.remove(key)
+    finally:
+        release("graph rows")
+        release("graph units")
+    return FeatureGraph.open(storage, name)
+
+
+Task = CodesPairTask | DensePairsTask
+
+
+def _tasks(
+    storage: Storage,
+    name: str,
+    known: Sequence[Measured],
+    pairs: Pairs,
+    options: GraphOptions,
+    blocks: Mapping[int, Blocks],
+    device: str,
+    *,
+    is_null: bool,
+) -> Iterator[Task]:
+    for number, planned in blocks.items():
+        a, b = (known[place] for place in pairs[number])
+        for block_b in pairwise(planned.b.tolist()):
+            for block_a in pairwise(planned.a.tolist()):
+                if a is b and block_b[1] <= block_a[0]:
+                    continue  # below the diagonal
+                for share in shares(a.moments.active, *block_a):
+                    yield CodesPairTask(storage, name, number, a, b, block_a, block_b, share, options, is_null, device)
+    dense = {number: pair for number, pair in enumerate(pairs) if number not in blocks}
+    if dense:
+        together = sorted({place for pair in dense.values() for place in pair})
+        numbers = {number: (together.index(a), together.index(b)) for number, (a, b) in dense.items()}
+        yield DensePairsTask(storage, name, numbers, tuple(known[p] for p in together), options, is_null, device)
+
+
+def _check_predicted(tasks: Sequence[Task], options: GraphOptions) -> None:
+    """Refuse a graph of too many edges before the work, from a sample of the units of each pair (BudgetError)."""
+    seen: set[int] = set()
+    total, histogram = 0, np.zeros(100, dtype=np.int64)
+    for task in tasks:
+        if isinstance(task, CodesPairTask) and task.number not in seen:
+            seen.add(task.number)
+            count, bins = task.predicted()
+            total, histogram = total + count, histogram + bins
+            if total > options.max_edges:
+                raise too_many(total, histogram, options)
+
+
+def _run(tasks: Sequence[Task], options: GraphOptions, *, label: str, scheduler: str | None, quiet: bool) -> None:
+    try:
+        counts = run_tasks(tasks, label=label, unit="entries", threads=1, scheduler=scheduler, quiet=quiet)
+    except TooManyPairs as error:
+        raise too_many(error.count, error.histogram, options) from None
+    if sum(count for count in counts if count > 0) > options.max_edges:
+        raise BudgetError(
+            f"{sum(counts):,} edges were found, {options.max_edges:,} may be; give a higher --min-r, and another --name"
+        )
+
+
+def _keys(tasks: Sequence[Task]) -> list[str]:
+    keys: list[str] = []
+    for task in tasks:
+        keys += [task.key] if isinstance(task, CodesPairTask) else [task.key(number) for number in task.numbers]
+    return keys
+
+
+def _parts(storage: Storage, tasks: Sequence[Task]) -> Iterator[tuple[int, Found]]:
+    """Yield the pairs that tasks have written, with the number of their pair of ends."""
+    for task in tasks:
+        numbers = [task.number] if isinstance(task, CodesPairTask) else list(task.numbers)
+        for number, key in zip(numbers, _keys([task]), strict=True):
+            content = storage.get(key)
+            assert content is not None, key
+            frame = pd.read_parquet(io.BytesIO(content))
+            yield number, Found(*(frame[name].to_numpy() for name in ("a", "b", "r", "n_ab")))
+
+
+def _dense_moments(end: End) -> tuple[Moments, NDArray[np.float64]]:
+    """Return sums over all rows of activations, without loss of digits where means are large, and largest values."""
+    m = len(end.units)
+    n, shift = 0, np.zeros(m)
+    sums, squares, largest = np.zeros(m), np.zeros(m), np.full(m, -np.inf)
+    for x in end.blocks():
+        block = x.astype(np.float64)
+        if not n:
+            shift = block.mean(axis=0)
+        moved = block - shift
+        n += len(x)
+        sums += moved.sum(axis=0)
+        squares += np.square(moved).sum(axis=0)
+        largest = np.maximum(largest, block.max(axis=0))
+    scatter = np.maximum(squares - sums**2 / n, 0)
+    total = sums + n * shift
+    return Moments(n, np.full(m, n), total, scatter + total**2 / n), largest
