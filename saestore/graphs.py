@@ -26,6 +26,7 @@ from saestore.layout import (
     graph_path,
     graph_summary_path,
     graph_table_path,
+    graph_work_path,
     is_name,
     parents,
 )
@@ -105,15 +106,15 @@ class FeatureGraph:
         IntegrityError
             Its documents are damaged.
         """
-        content = read_document(storage, graph_path(name))
-        if content is None:
+        content, summary = (read_document(storage, path) for path in (graph_path(name), graph_summary_path(name)))
+        if content is None or summary is None:
+            known = graph_names(storage)
+            if name in known:
+                raise MissingError(f"graph {name!r} of {storage.url} is not complete; run saestore graph again")
             raise MissingError(
-                f"the lake {storage.url} has no graph {name!r} ({nearest(name, graph_names(storage), 'graphs')}); make "
-                "it with: saestore graph"
+                f"the lake {storage.url} has no graph {name!r} ({nearest(name, known, 'graphs')}); make it with: "
+                "saestore graph"
             )
-        summary = read_document(storage, graph_summary_path(name))
-        if summary is None:
-            raise MissingError(f"graph {name!r} of {storage.url} is not complete; run the saestore graph that began it")
         try:
             return cls(storage, name, _own(content, KIND), _own(summary, SUMMARY_KIND))
         except (KeyError, TypeError) as error:
@@ -268,10 +269,8 @@ def graph_names(storage: Storage) -> list[str]:
     return [name for name in storage.names(GRAPHS) if is_name(name)]
 
 
-def claim_graph(
-    storage: Storage, name: str, identity: Mapping[str, Any], ends: Sequence[GraphEnd], *, rows: str
-) -> bool:
-    """Begin a graph, or find that it was begun or made in the same way; return whether it is complete.
+def check_free(storage: Storage, name: str, identity: Mapping[str, Any]) -> bool:
+    """Whether a graph of this identity is complete.
 
     Raises
     ------
@@ -279,18 +278,10 @@ def claim_graph(
         A graph of this name was made differently.
     """
     path = graph_path(name)
-    for parent in parents(path):
-        if read_document(storage, parent) is None:
-            claim_document(storage, parent, group_document())
-    content = {
-        "format": FORMAT_VERSION,
-        "kind": KIND,
-        "identity": identity,
-        "rows": rows,
-        "ends": [vars(end) | {"paths": list(end.paths)} for end in ends],
-        "provenance": provenance.stamp(),
-    }
-    stored = _own(claim_document(storage, path, group_document({ATTRIBUTE: content})), KIND)["identity"]
+    document = read_document(storage, path)
+    if document is None:
+        return False
+    stored = _own(document, KIND)["identity"]
     differing = [key for key in identity if stored.get(key) != identity[key]]
     if differing:
         changes = "; ".join(
@@ -301,6 +292,42 @@ def claim_graph(
     return read_document(storage, graph_summary_path(name)) is not None
 
 
+def write_graph(
+    storage: Storage,
+    name: str,
+    identity: Mapping[str, Any],
+    ends: Sequence[GraphEnd],
+    summary: Mapping[str, Any],
+    tables: Mapping[str, pd.DataFrame],
+) -> None:
+    """Write a graph, its summary last, and remove what was kept until then.
+
+    Raises
+    ------
+    ConflictError
+        Another one was written meanwhile.
+    """
+    path = graph_path(name)
+    for parent in parents(path):
+        if read_document(storage, parent) is None:
+            claim_document(storage, parent, group_document())
+    content = {
+        "format": FORMAT_VERSION,
+        "kind": KIND,
+        "identity": identity,
+        "ends": [vars(end) | {"paths": list(end.paths)} for end in ends],
+        "provenance": provenance.stamp(),
+    }
+    claim_document(storage, path, group_document({ATTRIBUTE: content}))
+    check_free(storage, name, identity)
+    written = {table: write_table(storage, graph_table_path(name, table), frame) for table, frame in tables.items()}
+    about = {"format": FORMAT_VERSION, "kind": SUMMARY_KIND, "summary": summary, "tables": written}
+    put_document(storage, graph_summary_path(name), group_document({ATTRIBUTE: about}))
+    for run in storage.names(graph_work_path(name)):
+        for part in storage.names(graph_work_path(name, run)):
+            storage.remove(graph_work_path(name, run, part.removesuffix(".parquet")))
+
+
 def write_table(storage: Storage, key: str, frame: pd.DataFrame) -> dict[str, int]:
     """Write a Parquet table as one object, and return its size and checksum."""
     imported("pyarrow", "a graph")
@@ -309,12 +336,6 @@ def write_table(storage: Storage, key: str, frame: pd.DataFrame) -> dict[str, in
     content = buffer.getbuffer()
     storage.put(key, content)
     return {"bytes": len(content), "crc32c": google_crc32c.value(bytes(content))}
-
-
-def finish_graph(storage: Storage, name: str, summary: Mapping[str, Any], tables: Mapping[str, Any]) -> None:
-    """Write the document that makes a graph complete."""
-    content = {"format": FORMAT_VERSION, "kind": SUMMARY_KIND, "summary": summary, "tables": tables}
-    put_document(storage, graph_summary_path(name), group_document({ATTRIBUTE: content}))
 
 
 def _own(document: Mapping[str, Any], kind: str) -> Mapping[str, Any]:

@@ -345,6 +345,7 @@ def graph_summary_path(name: str) -> str:
     return f"{graph_path(name)}/summary"
 
 
-def graph_work_path(name: str, part: str) -> str:
-    """Return the path of a Parquet table that is kept until its graph is complete."""
-    return f"{graph_path(name)}/work/{part}.parquet"
+def graph_work_path(name: str, run: str = "", part: str = "") -> str:
+    """Return the path of a Parquet table that is kept until its graph is complete, or below which those of runs lie."""
+    path = f"{graph_path(name)}/work"
+    return f"{path}/{run}/{part}.parquet" if part else f"{path}/{run}" if run else path

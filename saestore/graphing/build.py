@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -21,9 +23,8 @@ from saestore.graphing.ends import End, check_ends, moments_of
 from saestore.graphing.options import GraphOptions
 from saestore.graphing.pairs import CodesPairTask, DensePairsTask, Measured, too_many
 from saestore.graphing.plan import Blocks, dense_bytes, plan_blocks, shares
-from saestore.graphs import FeatureGraph, GraphEnd, claim_graph, finish_graph, write_table
+from saestore.graphs import FeatureGraph, GraphEnd, check_free, write_graph
 from saestore.kernels.pair_rules import Found, Moments, TooManyPairs
-from saestore.layout import graph_table_path
 from saestore.progress import Progress
 from saestore.storage import Storage
 
@@ -171,30 +172,28 @@ def make_graph(
     """
     chosen_device = usable_device(device) if device != "cpu" else device
     ends = [one.end for one in known]
-    described = [GraphEnd(e.name, e.layer, e.sae, e.view, tuple(one.key.path for one in e.sources)) for e in ends]
-    if claim_graph(storage, name, identity_of(ends, pairs, options), described, rows=ends[0].rows_in_words):
+    identity = identity_of(ends, pairs, options)
+    if check_free(storage, name, identity):
         return FeatureGraph.open(storage, name)
+    run_id = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+    shape = Shape(tuple(known), pairs, options)
+    found: dict[bool, list[tuple[int, Found]]] = {}
     try:
-        tasks = list(_tasks(storage, name, known, pairs, options, blocks, chosen_device, is_null=False))
-        _check_predicted(tasks, options)
-        _run(tasks, options, label=f"graph {name}", scheduler=scheduler, quiet=quiet)
-        shape = Shape(tuple(known), pairs, options)
-        summary, edges, units = assembled(shape, _parts(storage, tasks))
-        null_tasks: list[Task] = []
-        if options.null:
-            null_tasks += _tasks(storage, name, known, pairs, options, blocks, chosen_device, is_null=True)
-            _run(null_tasks, options, label=f"shuffled {name}", scheduler=scheduler, quiet=quiet)
-            summary["null"] = found_of_null(shape, _parts(storage, null_tasks))
-        tables = {
-            table: write_table(storage, graph_table_path(name, table), frame)
-            for table, frame in (("edges", edges), ("units", units))
-        }
-        finish_graph(storage, name, summary, tables)
-        for key in _keys([*tasks, *null_tasks]):
-            storage.remove(key)
+        for is_null in (False, True)[: 1 + options.null]:
+            tasks = list(_tasks(storage, name, run_id, shape, blocks, chosen_device, is_null=is_null))
+            if not is_null:
+                _check_predicted(tasks, options)
+            label = f"shuffled {name}" if is_null else f"graph {name}"
+            _run(tasks, options, label=label, scheduler=scheduler, quiet=quiet)
+            found[is_null] = list(_parts(storage, tasks))
     finally:
         release("graph rows")
         release("graph units")
+    summary, edges, units = assembled(shape, found[False])
+    if options.null:
+        summary["null"] = found_of_null(shape, found[True])
+    described = [GraphEnd(e.name, e.layer, e.sae, e.view, tuple(one.key.path for one in e.sources)) for e in ends]
+    write_graph(storage, name, identity, described, summary, {"edges": edges, "units": units})
     return FeatureGraph.open(storage, name)
 
 
@@ -204,14 +203,14 @@ Task = CodesPairTask | DensePairsTask
 def _tasks(
     storage: Storage,
     name: str,
-    known: Sequence[Measured],
-    pairs: Pairs,
-    options: GraphOptions,
+    run_id: str,
+    shape: Shape,
     blocks: Mapping[int, Blocks],
     device: str,
     *,
     is_null: bool,
 ) -> Iterator[Task]:
+    known, pairs, options = shape.ends, shape.pairs, shape.options
     for number, planned in blocks.items():
         a, b = (known[place] for place in pairs[number])
         for block_b in pairwise(planned.b.tolist()):
@@ -219,12 +218,16 @@ def _tasks(
                 if a is b and block_b[1] <= block_a[0]:
                     continue  # below the diagonal
                 for share in shares(a.moments.active, *block_a):
-                    yield CodesPairTask(storage, name, number, a, b, block_a, block_b, share, options, is_null, device)
+                    yield CodesPairTask(
+                        storage, name, run_id, number, a, b, block_a, block_b, share, options, is_null, device
+                    )
     dense = {number: pair for number, pair in enumerate(pairs) if number not in blocks}
     if dense:
         together = sorted({place for pair in dense.values() for place in pair})
         numbers = {number: (together.index(a), together.index(b)) for number, (a, b) in dense.items()}
-        yield DensePairsTask(storage, name, numbers, tuple(known[p] for p in together), options, is_null, device)
+        yield DensePairsTask(
+            storage, name, run_id, numbers, tuple(known[p] for p in together), options, is_null, device
+        )
 
 
 def _check_predicted(tasks: Sequence[Task], options: GraphOptions) -> None:

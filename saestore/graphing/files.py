@@ -58,7 +58,7 @@ def write_matrices(
     )
     storage = known[0].end.sources[0].group.storage
     numbers = dict(enumerate(pairs))
-    task = DensePairsTask(storage, "", numbers, tuple(known), GraphOptions(), False, device)
+    task = DensePairsTask(storage, "", "", numbers, tuple(known), GraphOptions(), False, device)
     files = []
     for number, r in task.correlations():
         a, b = (known[place].end.name.replace("/", ".") for place in numbers[number])

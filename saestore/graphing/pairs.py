@@ -45,13 +45,15 @@ class Measured:
 class CodesPairTask:
     """A share of the units of one end of codes with a block of the units of another, or of the same.
 
-    graph : name; number : of the pair
+    graph, run_id : its name, and the hash of what determines it
+    number : of the pair
     block_a, block_b : first unit of each block, and the one behind it
     share : first unit of block_a to do, and the one behind it
     """
 
     storage: Storage
     graph: str
+    run_id: str
     number: int
     a: Measured
     b: Measured
@@ -71,7 +73,7 @@ class CodesPairTask:
     def key(self) -> str:
         """Where its pairs are kept until the graph is complete."""
         kind = "null-" if self.is_null else ""
-        return graph_work_path(self.graph, f"{kind}{self.number}-{self.block_b[0]}-{self.share[0]}")
+        return graph_work_path(self.graph, self.run_id, f"{kind}{self.number}-{self.block_b[0]}-{self.share[0]}")
 
     def run(self, advance: Advance) -> int:
         """Find the pairs, write them, and return how many they are."""
@@ -172,6 +174,7 @@ class DensePairsTask:
 
     storage: Storage
     graph: str
+    run_id: str
     numbers: Mapping[int, tuple[int, int]]
     ends: tuple[Measured, ...]
     options: GraphOptions
@@ -185,7 +188,7 @@ class DensePairsTask:
 
     def key(self, number: int) -> str:
         """Where the pairs of two ends are kept until the graph is complete."""
-        return graph_work_path(self.graph, f"{'null-' if self.is_null else ''}{number}-0-0")
+        return graph_work_path(self.graph, self.run_id, f"{'null-' if self.is_null else ''}{number}-0-0")
 
     def run(self, advance: Advance) -> int:
         """Find the pairs, write them, and return how many they are."""

@@ -34,7 +34,7 @@ def mutual_information(n: int, n_a: ArrayLike, n_b: ArrayLike, n_ab: ArrayLike) 
     total = np.zeros(np.broadcast_shapes(n_a.shape, n_b.shape, n_ab.shape))
     for joint, first, second in cells:
         # One logarithm of a quotient of counts: it is exactly 0 where the two are independent.
-        chance = np.where(joint > 0, first * second, 1.0)
+        chance = np.where((joint > 0) & (first * second > 0), first * second, 1.0)
         total += joint * np.log2(np.where(joint > 0, joint, 1.0) * n / chance)
     return np.maximum(total / n, 0.0)
 
