@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from saestore import errors as errors
+    from saestore import steer as steer
     from saestore.codes import Codes as Codes
     from saestore.formats.importer import import_activations as import_activations
     from saestore.formats.importer import import_codes as import_codes
@@ -34,11 +35,13 @@ if TYPE_CHECKING:
     from saestore.verbs import init as init
     from saestore.verbs import label as label
     from saestore.verbs import localise as localise
+    from saestore.verbs import neighbours as neighbours
     from saestore.verbs import probe as probe
     from saestore.verbs import probes_export as probes_export
     from saestore.verbs import probes_import as probes_import
     from saestore.verbs import prune as prune
     from saestore.verbs import report_concepts as report_concepts
+    from saestore.verbs import report_graph as report_graph
     from saestore.verbs import report_probes as report_probes
     from saestore.verbs import sae_import as sae_import
     from saestore.verbs import sae_list as sae_list
@@ -46,6 +49,7 @@ if TYPE_CHECKING:
     from saestore.verbs import show as show
     from saestore.verbs import stats as stats
     from saestore.verbs import status as status
+    from saestore.verbs import steer_bundle as steer_bundle
     from saestore.verbs import thresholds as thresholds
     from saestore.verbs import top as top
     from saestore.verbs.names import open_lake as open
@@ -71,6 +75,7 @@ _HOMES = {
     "index": "saestore.verbs",
     "init": "saestore.verbs",
     "label": "saestore.verbs",
+    "neighbours": "saestore.verbs",
     "open": "saestore.verbs.names",
     "probe": "saestore.verbs",
     "probes_export": "saestore.verbs",
@@ -78,6 +83,7 @@ _HOMES = {
     "prune": "saestore.verbs",
     "read_samples": "saestore.samples",
     "report_concepts": "saestore.verbs",
+    "report_graph": "saestore.verbs",
     "report_probes": "saestore.verbs",
     "run": "saestore.recipes",
     "sae_import": "saestore.verbs",
@@ -86,8 +92,10 @@ _HOMES = {
     "show": "saestore.verbs",
     "stats": "saestore.verbs",
     "status": "saestore.verbs",
+    "steer_bundle": "saestore.verbs",
     "top": "saestore.verbs",
 }
+_MODULES = {"errors", "steer"}
 _OWN_NAMES = {"open": "open_lake"}
 
 __all__ = [
@@ -102,6 +110,7 @@ __all__ = [
     "encode",
     "errors",
     "extract",
+    "graph",
     "import_",
     "import_activations",
     "import_codes",
@@ -109,6 +118,7 @@ __all__ = [
     "init",
     "label",
     "localise",
+    "neighbours",
     "open",
     "probe",
     "probes_export",
@@ -116,6 +126,7 @@ __all__ = [
     "prune",
     "read_samples",
     "report_concepts",
+    "report_graph",
     "report_probes",
     "run",
     "sae_import",
@@ -124,6 +135,7 @@ __all__ = [
     "show",
     "stats",
     "status",
+    "steer_bundle",
     "thresholds",
     "top",
 ]
@@ -132,8 +144,8 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(importlib.import_module(_HOMES[name]), _OWN_NAMES.get(name, name))
-    if name == "errors":
-        return importlib.import_module("saestore.errors")
+    if name in _MODULES:
+        return importlib.import_module(f"saestore.{name}")
     if name == "__version__":
         from importlib.metadata import version
 

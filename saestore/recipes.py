@@ -63,6 +63,8 @@ VERBS: dict[str, Callable[..., Any]] = {
     "index": verbs.index,
     "label": verbs.label,
     "graph": verbs.graph,
+    "neighbours": verbs.neighbours,
+    "steer bundle": verbs.steer_bundle,
     "probe": verbs.probe,
     "probes import": verbs.probes_import,
     "probes export": verbs.probes_export,
@@ -77,6 +79,7 @@ VERBS: dict[str, Callable[..., Any]] = {
     "compare": verbs.compare,
     "report concepts": verbs.report_concepts,
     "report probes": verbs.report_probes,
+    "report graph": verbs.report_graph,
     "dense": verbs.dense,
 }
 POSITIONAL = {

@@ -12,6 +12,7 @@ from saestore.cli import (
     graphing,
     labelling,
     making,
+    neighbouring,
     probe_files,
     probing,
     pruning,
@@ -19,6 +20,7 @@ from saestore.cli import (
     reporting,
     running,
     saes,
+    steering,
 )
 
 app = typer.Typer(
@@ -32,6 +34,7 @@ app = typer.Typer(
 )
 report_app = typer.Typer(name="report", help="Write results as web pages.", rich_markup_mode=None)
 probes_app = typer.Typer(name="probes", help="Files of the probing benchmark, in and out.", rich_markup_mode=None)
+steer_app = typer.Typer(name="steer", help="Bundles to steer a model with.", rich_markup_mode=None)
 sae_app = typer.Typer(name="sae", help="Import, list and train SAEs.", rich_markup_mode=None)
 COMMANDS: Mapping[str, Callable[..., None]] = {
     "init": making.init,
@@ -51,6 +54,7 @@ COMMANDS: Mapping[str, Callable[..., None]] = {
     "localise": concepts.localise,
     "compare": concepts.compare,
     "graph": graphing.graph,
+    "neighbours": neighbouring.neighbours,
     "probe": probing.probe,
     "dense": reading.dense,
     "run": running.run,
@@ -60,6 +64,7 @@ SAE_COMMANDS: Mapping[str, Callable[..., None]] = {
     "list": saes.sae_list,
     "train": saes.sae_train,
 }
+STEER_COMMANDS: Mapping[str, Callable[..., None]] = {"bundle": steering.steer_bundle}
 PROBES_COMMANDS: Mapping[str, Callable[..., None]] = {
     "import": probe_files.probes_import,
     "export": probe_files.probes_export,
@@ -67,16 +72,20 @@ PROBES_COMMANDS: Mapping[str, Callable[..., None]] = {
 REPORT_COMMANDS: Mapping[str, Callable[..., None]] = {
     "concepts": reporting.report_concepts,
     "probes": reporting.report_probes,
+    "graph": reporting.report_graph,
 }
 for name, command in COMMANDS.items():
     app.command(name)(command)
 for name, command in SAE_COMMANDS.items():
     sae_app.command(name)(command)
+for name, command in STEER_COMMANDS.items():
+    steer_app.command(name)(command)
 for name, command in PROBES_COMMANDS.items():
     probes_app.command(name)(command)
 for name, command in REPORT_COMMANDS.items():
     report_app.command(name)(command)
 app.add_typer(sae_app)
+app.add_typer(steer_app)
 app.add_typer(probes_app)
 app.add_typer(report_app)
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from saestore.budget import readable_bytes
-from saestore.cli import present_concepts, present_graphs, present_probe_files, present_probes
+from saestore.cli import present_concepts, present_graphs, present_probe_files, present_probes, present_steering
 from saestore.cli.tables import plain, table
 from saestore.layout import DATA
 from saestore.progress import clock
@@ -386,8 +386,11 @@ _TEXTS: dict[str, Callable[[Any, Options], str]] = {
     "compare": present_concepts.compare,
     "report concepts": present_concepts.report,
     "graph": present_graphs.graph,
+    "neighbours": present_graphs.neighbours,
+    "steer bundle": present_steering.bundle,
     "probe": present_probes.probe,
     "report probes": present_probes.report,
+    "report graph": present_graphs.report,
     "probes import": present_probe_files.files,
     "probes export": present_probe_files.files,
     "dense": _dense,

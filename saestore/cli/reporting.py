@@ -1,4 +1,4 @@
-"""Commands that write web pages: report concepts, report probes."""
+"""Commands that write web pages: report concepts, report probes, report graph."""
 
 from __future__ import annotations
 
@@ -8,7 +8,18 @@ from typing import Annotated
 import typer
 
 from saestore import verbs
-from saestore.cli.options import Datasets, Json, LakeArgument, Layer, Sae, SampleType, StoredModel, View, perform
+from saestore.cli.options import (
+    Datasets,
+    Json,
+    LakeArgument,
+    Layer,
+    Memory,
+    Sae,
+    SampleType,
+    StoredModel,
+    View,
+    perform,
+)
 
 
 def report_concepts(
@@ -79,6 +90,48 @@ def report_probes(
     perform(
         "report probes",
         lambda: verbs.report_probes(lake, out=out, published=published, data=data, png=png, stamp=stamp),
+        {},
+        json=json,
+    )
+
+
+def report_graph(
+    lake: LakeArgument,
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The page to write.")],
+    graph: Annotated[str, typer.Option(metavar="NAME", help="Name of the graph.")] = "default",
+    labels: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="What units are called: CSV, JSON Lines or Parquet.")
+    ] = None,
+    examples: Annotated[int, typer.Option(metavar="N", help="Rows of each unit; 0 for none.")] = 4,
+    data: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Write the numbers as CSV, and correlations as .npy.")
+    ] = None,
+    png: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Write the figures as PNG files.")] = None,
+    stamp: Annotated[str | None, typer.Option(metavar="TEXT", help="For the page's foot, such as the date.")] = None,
+    memory: Memory = None,
+    json: Json = False,
+) -> None:
+    """Write a feature graph as one web page, in which its units can be searched; it opens without a network.
+
+    \b
+    Examples:
+      saestore report graph lake --out graph.html
+      saestore report graph lake --graph dims --out graph.html --data numbers --png figures
+      saestore report graph lake --out graph.html --labels explanations.jsonl.gz --examples 6
+    """
+    perform(
+        "report graph",
+        lambda: verbs.report_graph(
+            lake,
+            out=out,
+            graph=graph,
+            labels=labels,
+            examples=examples,
+            data=data,
+            png=png,
+            stamp=stamp,
+            memory=memory,
+        ),
         {},
         json=json,
     )

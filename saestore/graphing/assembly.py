@@ -12,8 +12,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from saestore.bridges.packages import imported
+from saestore.graphing.measuring import Measured
 from saestore.graphing.options import GraphOptions
-from saestore.graphing.pairs import Measured
 from saestore.graphs import ALWAYS_ON, CONSTANT, DEAD, EDGE_COLUMNS, UNIT_COLUMNS, USED, edge_places
 from saestore.kernels.association import benjamini_hochberg, fisher_p, jaccard, lift, mutual_information
 from saestore.kernels.pair_rules import Found

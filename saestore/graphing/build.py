@@ -12,20 +12,19 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from saestore.budget import require_memory
 from saestore.engine.resources import release, usable_device
 from saestore.engine.run import run_tasks
 from saestore.errors import BudgetError
 from saestore.graphing.assembly import Shape, assembled, found_of_null
-from saestore.graphing.ends import End, check_ends, moments_of
+from saestore.graphing.ends import End, check_ends
+from saestore.graphing.measuring import Measured, StoredMeasures
 from saestore.graphing.options import GraphOptions
-from saestore.graphing.pairs import CodesPairTask, DensePairsTask, Measured, too_many
+from saestore.graphing.pairs import CodesPairTask, DensePairsTask, too_many
 from saestore.graphing.plan import Blocks, dense_bytes, plan_blocks, shares
 from saestore.graphs import FeatureGraph, GraphEnd, check_free, write_graph
-from saestore.kernels.pair_rules import Found, Moments, TooManyPairs
-from saestore.progress import Progress
+from saestore.kernels.pair_rules import Found, TooManyPairs
 from saestore.storage import Storage
 
 Pairs = tuple[tuple[int, int], ...]
@@ -75,20 +74,6 @@ def identity_of(ends: Sequence[End], pairs: Pairs, options: GraphOptions) -> dic
         "pairs": [list(pair) for pair in pairs],
         "options": options.identity,
     }
-
-
-def measured(ends: Sequence[End], options: GraphOptions, *, quiet: bool) -> list[Measured]:
-    """Read every end once, and say which of its units take part."""
-    found = []
-    with Progress("measure", total=len(ends), unit="ends", quiet=quiet) as progress:
-        for end in ends:
-            moments, largest = moments_of(end) if end.is_sparse else _dense_moments(end)
-            takes_part = moments.usable.copy()
-            if end.is_sparse:
-                takes_part &= moments.active <= options.max_base_rate * moments.n
-            found.append(Measured(end, moments, largest, takes_part))
-            progress.advance(1)
-    return found
 
 
 def plan_graph(known: Sequence[Measured], pairs: Pairs, budget: int) -> tuple[GraphPlan, dict[int, Blocks]]:
@@ -177,18 +162,21 @@ def make_graph(
         return FeatureGraph.open(storage, name)
     run_id = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
     shape = Shape(tuple(known), pairs, options)
+    stored = [StoredMeasures(storage, name, run_id, place, end) for place, end in enumerate(ends)]
+    for place, one in zip(stored, known, strict=True):
+        place.write(one)
     found: dict[bool, list[tuple[int, Found]]] = {}
     try:
         for is_null in (False, True)[: 1 + options.null]:
-            tasks = list(_tasks(storage, name, run_id, shape, blocks, chosen_device, is_null=is_null))
+            tasks = list(_tasks(stored, shape, blocks, chosen_device, is_null=is_null))
             if not is_null:
                 _check_predicted(tasks, options)
             label = f"shuffled {name}" if is_null else f"graph {name}"
             _run(tasks, options, label=label, scheduler=scheduler, quiet=quiet)
             found[is_null] = list(_parts(storage, tasks))
     finally:
-        release("graph rows")
-        release("graph units")
+        for kind in ("graph rows", "graph units", "graph measures"):
+            release(kind)
     summary, edges, units = assembled(shape, found[False])
     if options.null:
         summary["null"] = found_of_null(shape, found[True])
@@ -201,33 +189,26 @@ Task = CodesPairTask | DensePairsTask
 
 
 def _tasks(
-    storage: Storage,
-    name: str,
-    run_id: str,
-    shape: Shape,
-    blocks: Mapping[int, Blocks],
-    device: str,
-    *,
-    is_null: bool,
+    stored: Sequence[StoredMeasures], shape: Shape, blocks: Mapping[int, Blocks], device: str, *, is_null: bool
 ) -> Iterator[Task]:
-    known, pairs, options = shape.ends, shape.pairs, shape.options
+    known, options = shape.ends, shape.options
     for number, planned in blocks.items():
-        a, b = (known[place] for place in pairs[number])
+        a, b = shape.pairs[number]
+        active = known[a].moments.active
         for block_b in pairwise(planned.b.tolist()):
             for block_a in pairwise(planned.a.tolist()):
-                if a is b and block_b[1] <= block_a[0]:
+                if a == b and block_b[1] <= block_a[0]:
                     continue  # below the diagonal
-                for share in shares(a.moments.active, *block_a):
-                    yield CodesPairTask(
-                        storage, name, run_id, number, a, b, block_a, block_b, share, options, is_null, device
-                    )
-    dense = {number: pair for number, pair in enumerate(pairs) if number not in blocks}
+                for share in shares(active, *block_a):
+                    place = int(active[slice(*share)].sum()), block_a, block_b, share
+                    yield CodesPairTask(number, stored[a], stored[b], *place, options, is_null, device)
+    dense = {number: pair for number, pair in enumerate(shape.pairs) if number not in blocks}
     if dense:
         together = sorted({place for pair in dense.values() for place in pair})
         numbers = {number: (together.index(a), together.index(b)) for number, (a, b) in dense.items()}
-        yield DensePairsTask(
-            storage, name, run_id, numbers, tuple(known[p] for p in together), options, is_null, device
-        )
+        chosen, masks = (tuple(getattr(known[place], name) for place in together) for name in ("end", "takes_part"))
+        where = stored[0].storage, stored[0].graph, stored[0].run_id
+        yield DensePairsTask(*where, numbers, chosen, masks, options, is_null, device)
 
 
 def _check_predicted(tasks: Sequence[Task], options: GraphOptions) -> None:
@@ -270,22 +251,3 @@ def _parts(storage: Storage, tasks: Sequence[Task]) -> Iterator[tuple[int, Found
             assert content is not None, key
             frame = pd.read_parquet(io.BytesIO(content))
             yield number, Found(*(frame[name].to_numpy() for name in ("a", "b", "r", "n_ab")))
-
-
-def _dense_moments(end: End) -> tuple[Moments, NDArray[np.float64]]:
-    """Return sums over all rows of activations, without loss of digits where means are large, and largest values."""
-    m = len(end.units)
-    n, shift = 0, np.zeros(m)
-    sums, squares, largest = np.zeros(m), np.zeros(m), np.full(m, -np.inf)
-    for x in end.blocks():
-        block = x.astype(np.float64)
-        if not n:
-            shift = block.mean(axis=0)
-        moved = block - shift
-        n += len(x)
-        sums += moved.sum(axis=0)
-        squares += np.square(moved).sum(axis=0)
-        largest = np.maximum(largest, block.max(axis=0))
-    scatter = np.maximum(squares - sums**2 / n, 0)
-    total = sums + n * shift
-    return Moments(n, np.full(m, n), total, scatter + total**2 / n), largest

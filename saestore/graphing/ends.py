@@ -25,8 +25,9 @@ from saestore.selection import Selection
 
 Pooling = Literal["mean", "max"]
 
-_BLOCK_ROWS = 65_536
+_BLOCK_SLOTS = 1 << 21  # of codes that are taken apart at a time, some 80 bytes each
 _BLOCK_BYTES = 64 << 20
+_BLOCK_ROWS, _LEAST_ROWS = 65_536, 256
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,7 +122,7 @@ class End:
             assert isinstance(source, Codes)
             place = np.full(source.d_sae, -1, dtype=np.int64)
             place[self.units] = np.arange(len(self.units))
-            blocks = self._blocks(selection)
+            blocks = self._blocks(selection, max(_LEAST_ROWS, _BLOCK_SLOTS // source.k))
 
             def read(block: tuple[int, int], source: Codes = source, selection: Selection = selection) -> Any:
                 return source.all_rows.rows(selection.rows(*block))
@@ -179,15 +180,15 @@ class End:
         """Rows of a block of `blocks`."""
         source = self.sources[0]
         width = source.d_in if isinstance(source, Activations) else len(self.units)
-        return max(256, min(_BLOCK_ROWS, _BLOCK_BYTES // (4 * width)))
+        return max(_LEAST_ROWS, min(_BLOCK_ROWS, _BLOCK_BYTES // (4 * width)))
 
-    def _blocks(self, selection: Selection) -> list[tuple[int, int]]:
+    def _blocks(self, selection: Selection, step: int) -> list[tuple[int, int]]:
         """Cut chosen rows into blocks, of whole samples where these are pooled."""
         if self.pooling is None:
             n = len(selection)
-            return [(first, min(first + _BLOCK_ROWS, n)) for first in range(0, n, _BLOCK_ROWS)]
+            return [(first, min(first + step, n)) for first in range(0, n, step)]
         offsets = selection.sample_offsets
-        edges = offsets[cuts(np.diff(offsets), _BLOCK_ROWS)]
+        edges = offsets[cuts(np.diff(offsets), step)]
         return [(first, stop) for first, stop in pairwise(np.unique(edges).tolist())]
 
 

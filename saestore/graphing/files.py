@@ -12,8 +12,9 @@ from saestore._whole_files import whole_file
 from saestore.bridges.packages import imported
 from saestore.budget import require_memory
 from saestore.formats.tables import write_table
+from saestore.graphing.measuring import Measured
 from saestore.graphing.options import GraphOptions
-from saestore.graphing.pairs import DensePairsTask, Measured
+from saestore.graphing.pairs import DensePairsTask
 from saestore.graphing.plan import dense_bytes
 from saestore.graphs import FeatureGraph
 
@@ -58,7 +59,17 @@ def write_matrices(
     )
     storage = known[0].end.sources[0].group.storage
     numbers = dict(enumerate(pairs))
-    task = DensePairsTask(storage, "", "", numbers, tuple(known), GraphOptions(), False, device)
+    task = DensePairsTask(
+        storage,
+        "",
+        "",
+        numbers,
+        tuple(one.end for one in known),
+        tuple(one.takes_part for one in known),
+        GraphOptions(),
+        False,
+        device,
+    )
     files = []
     for number, r in task.correlations():
         a, b = (known[place].end.name.replace("/", ".") for place in numbers[number])

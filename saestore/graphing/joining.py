@@ -10,8 +10,9 @@ from saestore.activations import Activations
 from saestore.budget import parse_memory
 from saestore.codes import Codes
 from saestore.errors import InputError
-from saestore.graphing.build import joined_pairs, make_graph, measured, plan_graph
+from saestore.graphing.build import joined_pairs, make_graph, plan_graph
 from saestore.graphing.ends import End, Pooling, selection_of
+from saestore.graphing.measuring import measured
 from saestore.graphing.options import GraphOptions
 from saestore.graphs import FeatureGraph
 from saestore.storage import Storage

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from saestore.engine.resources import load_once
 from saestore.errors import BudgetError
 from saestore.graphing.ends import End, rows_of
+from saestore.graphing.measuring import StoredMeasures
 from saestore.graphing.options import GraphOptions
 from saestore.graphs import write_table
 from saestore.kernels.entry_orders import RowMajor, UnitMajor, unit_major
@@ -27,36 +28,20 @@ _BINS = 100
 
 
 @dataclass(frozen=True, eq=False)
-class Measured:
-    """An end with the sums of its units.
-
-    moments : over all rows
-    maximum : (m,) float64
-    takes_part : (m,) bool, units that are neither dead, constant nor always on
-    """
-
-    end: End
-    moments: Moments
-    maximum: NDArray[np.float64]
-    takes_part: NDArray[np.bool_]
-
-
-@dataclass(frozen=True, eq=False)
 class CodesPairTask:
     """A share of the units of one end of codes with a block of the units of another, or of the same.
 
-    graph, run_id : its name, and the hash of what determines it
     number : of the pair
+    a, b : where the measures of its ends are
+    entries : of the share
     block_a, block_b : first unit of each block, and the one behind it
     share : first unit of block_a to do, and the one behind it
     """
 
-    storage: Storage
-    graph: str
-    run_id: str
     number: int
-    a: Measured
-    b: Measured
+    a: StoredMeasures
+    b: StoredMeasures
+    entries: int
     block_a: tuple[int, int]
     block_b: tuple[int, int]
     share: tuple[int, int]
@@ -67,19 +52,20 @@ class CodesPairTask:
     @property
     def size(self) -> int:
         """Entries of a that are joined with rows of b."""
-        return int(self.a.moments.active[slice(*self.share)].sum()) + 1
+        return self.entries + 1
 
     @property
     def key(self) -> str:
         """Where its pairs are kept until the graph is complete."""
         kind = "null-" if self.is_null else ""
-        return graph_work_path(self.graph, self.run_id, f"{kind}{self.number}-{self.block_b[0]}-{self.share[0]}")
+        return graph_work_path(self.a.graph, self.a.run_id, f"{kind}{self.number}-{self.block_b[0]}-{self.share[0]}")
 
     def run(self, advance: Advance) -> int:
         """Find the pairs, write them, and return how many they are."""
-        if self.storage.sizes([self.key])[0] is None:
+        storage = self.a.storage
+        if storage.sizes([self.key])[0] is None:
             found = self.found(self.share)
-            write_table(self.storage, self.key, pd.DataFrame(vars(found)))
+            write_table(storage, self.key, pd.DataFrame(vars(found)))
             count = len(found.r)
         else:
             count = -1  # of an earlier run; they are counted when all are read
@@ -99,7 +85,8 @@ class CodesPairTask:
     def predicted(self) -> tuple[int, NDArray[np.int64]]:
         """Return how many pairs the two ends would have, from a sample of units, and how many of each |r|: 100 bins."""
         units, rows = self._loaded()
-        able = np.flatnonzero(self.a.takes_part[slice(*self.block_a)])
+        takes_part = self.a.read().takes_part
+        able = np.flatnonzero(takes_part[slice(*self.block_a)])
         if not able.size:
             return 0, np.zeros(_BINS, np.int64)
         chosen = np.sort(np.random.default_rng(self.options.seed).permutation(able)[:_SAMPLE_UNITS])
@@ -110,8 +97,8 @@ class CodesPairTask:
             np.concatenate([units.rows[part] for part in parts]),
             np.concatenate([units.values[part] for part in parts]),
         )
-        share = np.count_nonzero(self.a.takes_part) / len(chosen)
-        entries = self.b.moments.active
+        share = np.count_nonzero(takes_part) / len(chosen)
+        entries = self.b.read().moments.active
         share *= entries.sum() / max(1, entries[slice(*self.block_b)].sum())
         try:
             found = self._pairs(some, chosen + self.block_a[0], rows, self.options.max_edges)
@@ -124,8 +111,9 @@ class CodesPairTask:
         from saestore.kernels.coactivation import found_pairs
 
         first, stop = self.block_b
-        within = self.a.end is self.b.end
-        b = self.b.moments
+        within = self.a.place == self.b.place
+        known_a, known_b = self.a.read(), self.b.read()
+        b = known_b.moments
         of_block = Moments(b.n, b.active[first:stop], b.sums[first:stop], b.squares[first:stop])
         order = _order(self.options.seed, rows.n_rows) if self.is_null else None
         # Places in a block of b count from its first unit; pairs within an end are those above the diagonal.
@@ -133,13 +121,13 @@ class CodesPairTask:
             units,
             places,
             rows,
-            self.a.moments,
+            known_a.moments,
             of_block,
             Rule(self.options.min_r, self.options.min_support, within and not first),
             limit=limit,
             order=order,
-            mask_a=self.a.takes_part,
-            mask_b=self.b.takes_part[first:stop],
+            mask_a=known_a.takes_part,
+            mask_b=known_b.takes_part[first:stop],
             device=self.device,
         )
         if not first:
@@ -150,33 +138,36 @@ class CodesPairTask:
 
     def _loaded(self) -> tuple[UnitMajor, RowMajor]:
         """Return the entries of both blocks, which tasks that follow each other share."""
-        identity = repr((self.graph, self.a.end.identity, self.a.end.rows_identity))
-        other = repr((self.graph, self.b.end.identity))
+        known_a, known_b = self.a.read(), self.b.read()
         rows = load_once(
-            ("graph rows", other, self.block_b), lambda: rows_of(self.b.end, self.b.moments, *self.block_b)
+            ("graph rows", self.b.run_id, self.b.place, self.block_b),
+            lambda: rows_of(self.b.end, known_b.moments, *self.block_b),
         )
 
         def units() -> UnitMajor:
-            if self.a.end is self.b.end and self.block_b == (0, len(self.b.takes_part)):
+            if self.a.place == self.b.place and self.block_b == (0, len(known_b.takes_part)):
                 return unit_major(rows, *self.block_a)
-            own = rows_of(self.a.end, self.a.moments, *self.block_a)
+            own = rows_of(self.a.end, known_a.moments, *self.block_a)
             return unit_major(own, 0, self.block_a[1] - self.block_a[0])
 
-        return load_once(("graph units", identity, self.block_a), units), rows
+        return load_once(("graph units", self.a.run_id, self.a.place, self.block_a), units), rows
 
 
 @dataclass(frozen=True, eq=False)
 class DensePairsTask:
     """All pairs of ends of activations, and of these with codes: one pass over the rows.
 
+    storage, graph, run_id : where pairs are kept until the graph is complete
     numbers : of the pairs, with the places of their ends among `ends`
+    takes_part : units of each end that take part
     """
 
     storage: Storage
     graph: str
     run_id: str
     numbers: Mapping[int, tuple[int, int]]
-    ends: tuple[Measured, ...]
+    ends: tuple[End, ...]
+    takes_part: tuple[NDArray[np.bool_], ...]
     options: GraphOptions
     is_null: bool
     device: str
@@ -184,7 +175,7 @@ class DensePairsTask:
     @property
     def size(self) -> int:
         """Rows."""
-        return self.ends[0].end.n_rows
+        return self.ends[0].n_rows
 
     def key(self, number: int) -> str:
         """Where the pairs of two ends are kept until the graph is complete."""
@@ -221,15 +212,15 @@ class DensePairsTask:
 
         order = _order(self.options.seed, self.size) if self.is_null else None
         sums = {
-            number: DenseSums(len(self.ends[a].end.units), len(self.ends[b].end.units), device=self.device)
+            number: DenseSums(len(self.ends[a].units), len(self.ends[b].units), device=self.device)
             for number, (a, b) in self.numbers.items()
         }
         seconds = {b for _, b in self.numbers.values()}
-        step = min(one.end.block_rows for one in self.ends)
-        plain = [_dense_blocks(one.end, step, None) for one in self.ends]
+        step = min(end.block_rows for end in self.ends)
+        plain = [_dense_blocks(end, step, None) for end in self.ends]
         shuffled = [
-            _dense_blocks(one.end, step, order) if order is not None and place in seconds else itertools.repeat(None)
-            for place, one in enumerate(self.ends)
+            _dense_blocks(end, step, order) if order is not None and place in seconds else itertools.repeat(None)
+            for place, end in enumerate(self.ends)
         ]
         for blocks in zip(zip(*plain, strict=True), zip(*shuffled, strict=False), strict=False):
             x, y = blocks
@@ -239,8 +230,8 @@ class DensePairsTask:
                 advance(len(x[0]))
         for number, (a, b) in self.numbers.items():
             r = sums[number].r()
-            r[~self.ends[a].takes_part] = 0
-            r[:, ~self.ends[b].takes_part] = 0
+            r[~self.takes_part[a]] = 0
+            r[:, ~self.takes_part[b]] = 0
             yield number, r
 
 

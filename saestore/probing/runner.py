@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -70,7 +71,9 @@ def run_jobs(
     threads = max(1, min(os.cpu_count() or 1, len(todo), budget // max(1, largest)))
     share = budget // threads
     tasks = [ProbeTask(lake.storage.url, dict(lake.storage.options), one.job, share) for one in todo]
-    with single_threaded():
+    with single_threaded(), warnings.catch_warnings():
+        # Most fits with a large C stop at their limit; they are counted in `unconverged`.
+        warnings.simplefilter("ignore", imported("sklearn.exceptions", "probing").ConvergenceWarning)
         returned = run_tasks(tasks, label="probe", unit="probes", threads=threads, scheduler=scheduler, quiet=quiet)
     reasons = iter(returned)
     return [one.after(next(reasons), lake.storage) if one.is_todo else one for one in planned]

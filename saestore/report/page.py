@@ -130,13 +130,17 @@ def table(key: str, headers: Sequence[tuple[str, str]], rows: Sequence[Sequence[
     )
 
 
-def page(title: str, lead: str, chapters: Sequence[Chapter], *, foot: str) -> str:
+def page(
+    title: str, lead: str, chapters: Sequence[Chapter], *, foot: str, scripts: Sequence[str] = ("page.js",)
+) -> str:
     """Return a whole page.
 
     Parameters
     ----------
     title, lead, foot : str
         Plain text.
+    scripts : sequence of str
+        Files beside this one.
     """
     contents = "".join(
         f'<li><a href="#{text(chapter.key)}">{text(chapter.title)}</a></li>' for chapter in chapters if chapter.title
@@ -147,7 +151,7 @@ def page(title: str, lead: str, chapters: Sequence[Chapter], *, foot: str) -> st
         f"<title>{text(title)}</title>\n<style>\n{_packaged('style.css')}</style>\n</head>\n<body>\n"
         f"<header><h1>{text(title)}</h1>{paragraph(lead)}<nav><ul>{contents}</ul></nav></header>\n<main>\n"
         f"{''.join(map(_chapter, chapters))}</main>\n<footer>{paragraph(foot)}</footer>\n"
-        f"<script>\n{_packaged('page.js')}</script>\n</body>\n</html>\n"
+        f"{''.join(map(_script, scripts))}</body>\n</html>\n"
     )
 
 
@@ -194,6 +198,10 @@ def _plain(value: Any) -> Any:
 
 def _packaged(name: str) -> str:
     return resources.files("saestore.report").joinpath(name).read_text(encoding="utf-8")
+
+
+def _script(name: str) -> str:
+    return f"<script>\n{_packaged(name)}</script>\n"
 
 
 def _class(kind: str) -> str:

@@ -31,18 +31,19 @@ class ModelPlace:
         The commit of the hub, or the fingerprint of a folder (`saestore.extraction.model.fingerprint`); None where
         that is not known.
     d_model : int
-        Width of the residual stream.
+        Width of the hidden states there; of a block that of the residual stream.
     layer : str
         Name of the layer in the lake, such as ``layer_4`` or ``layer_4.mlp_out``.
-    hook : str
-        Path of the module in the model; a language model may hold it one level deeper than its base does.
+    hook : str or None
+        Path of the module in the model; a language model may hold it one level deeper than its base does. None where
+        that is not known: of activations that were imported, and of what a transcoder writes.
     """
 
     model_id: str
     revision: str | None
     d_model: int
     layer: str
-    hook: str
+    hook: str | None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -37,20 +37,21 @@ def find_module(model: torch.nn.Module, place: ModelPlace) -> ResolvedHook:
     Notes
     -----
     A folder is compared by its fingerprint, a model from the hub by its commit, and by its name where either commit is
-    not known.
+    not known; a name without an owner, as imported activations have it, is that of any owner's model.
     """
     config: Any = getattr(model, "config", None)
     if config is None:
         raise InputError(f"{type(model).__name__} has no config, so it cannot be steered; give a transformers model")
+    points = parse_layers([place.layer])
     towers: tuple[Any, ...] = (config, config.get_text_config(), getattr(config, "vision_config", None))
     widths = sorted({tower.hidden_size for tower in towers if hasattr(tower, "hidden_size")})
-    if widths and place.d_model not in widths:
+    is_of_block = points[0].layer is not None  # a module that is named by its path may be of any width
+    if widths and is_of_block and place.d_model not in widths:
         raise InputError(
             f"the steering bundle is for {place.model_id} of width {place.d_model}, and this model "
             f"({_shown(model)}) is {' or '.join(map(str, widths))} wide; {_remedy(place)}"
         )
     _check_source(model, place)
-    points = parse_layers([place.layer])
     try:
         (found,) = resolve(model, points)
     except MissingError:
@@ -59,7 +60,7 @@ def find_module(model: torch.nn.Module, place: ModelPlace) -> ResolvedHook:
             raise
         (found,) = resolve(base, points)
     ours, theirs = f".{place.hook}", f".{found.module_path}"
-    if not (ours.endswith(theirs) or theirs.endswith(ours)):
+    if place.hook is not None and not (ours.endswith(theirs) or theirs.endswith(ours)):
         raise InputError(
             f"the steering bundle is for {place.model_id}, where {place.layer} is {place.hook}; in this model "
             f"({_shown(model)}) it is {found.module_path}: {_remedy(place)}"
@@ -81,7 +82,8 @@ def _check_source(model: torch.nn.Module, place: ModelPlace) -> None:
             raise _another(model, place)
         return
     name = _name(model)
-    if name and name != place.model_id and not Path(name).is_dir():
+    known = name if "/" in place.model_id else name.rsplit("/", 1)[-1]
+    if name and known != place.model_id and not Path(name).is_dir():
         raise _another(model, place)
 
 

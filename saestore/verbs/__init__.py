@@ -10,21 +10,32 @@ from saestore.verbs.indexing import index
 from saestore.verbs.labelling import label
 from saestore.verbs.listing import CatalogRow, LakeStatus, catalog, status
 from saestore.verbs.making import encode, extract, import_, init
+from saestore.verbs.neighbouring import GraphUnit, Neighbours, UnitEdge, neighbours
 from saestore.verbs.probe_files import probes_export, probes_import
 from saestore.verbs.probing import ProbedTask, Probes, probe
 from saestore.verbs.pruning import Pruned, prune
-from saestore.verbs.reporting import WrittenProbeReport, WrittenReport, report_concepts, report_probes
+from saestore.verbs.reporting import (
+    WrittenGraphReport,
+    WrittenProbeReport,
+    WrittenReport,
+    report_concepts,
+    report_graph,
+    report_probes,
+)
 from saestore.verbs.showing import ShownRow, ShownRows, ShownUnit, TopUnits, show, top
 from saestore.verbs.slicing import dense
 from saestore.verbs.statistics import UnitTable, stats
+from saestore.verbs.steering import WrittenBundle, steer_bundle
 from saestore.verbs.storage_cost import StorageCost
 from saestore.verbs.training import SAESummary, Training, sae_import, sae_list, sae_train
 
 __all__ = [
     "CatalogRow",
     "DenseFile",
+    "GraphUnit",
     "LakeStatus",
     "MadeGraph",
+    "Neighbours",
     "ProbedTask",
     "Probes",
     "Pruned",
@@ -35,7 +46,10 @@ __all__ = [
     "StorageCost",
     "TopUnits",
     "Training",
+    "UnitEdge",
     "UnitTable",
+    "WrittenBundle",
+    "WrittenGraphReport",
     "WrittenProbeReport",
     "WrittenReport",
     "catalog",
@@ -50,11 +64,13 @@ __all__ = [
     "init",
     "label",
     "localise",
+    "neighbours",
     "probe",
     "probes_export",
     "probes_import",
     "prune",
     "report_concepts",
+    "report_graph",
     "report_probes",
     "sae_import",
     "sae_list",
@@ -62,6 +78,7 @@ __all__ = [
     "show",
     "stats",
     "status",
+    "steer_bundle",
     "thresholds",
     "top",
 ]

@@ -127,8 +127,9 @@ def graph(
     >>> graph("lake", saes="topk-4k", sample_type="token").summary["counts"]  # doctest: +SKIP
     """
     from saestore.budget import parse_memory
-    from saestore.graphing.build import joined_pairs, make_graph, measured, plan_graph
+    from saestore.graphing.build import joined_pairs, make_graph, plan_graph
     from saestore.graphing.choice import EndChoice, chosen_ends
+    from saestore.graphing.measuring import measured
     from saestore.graphing.options import GraphOptions
 
     opened = open_lake(lake, catalog=catalog)

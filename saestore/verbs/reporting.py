@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
 
 from saestore._whole_files import whole_file
 from saestore.errors import InputError
@@ -43,6 +47,22 @@ class WrittenProbeReport:
     path: Path
     bytes: int
     results: tuple[str, ...]
+    data: tuple[Path, ...]
+    pictures: tuple[Path, ...]
+
+
+@dataclass(frozen=True)
+class WrittenGraphReport:
+    """A page about a feature graph that was written.
+
+    bytes : its size
+    graph : name of what it shows
+    data, pictures : the tables and matrices, and the PNG files, that were written beside it
+    """
+
+    path: Path
+    bytes: int
+    graph: str
     data: tuple[Path, ...]
     pictures: tuple[Path, ...]
 
@@ -207,6 +227,90 @@ def report_probes(
     )
 
 
+def report_graph(
+    lake: LakeLike,
+    *,
+    out: str | os.PathLike[str],
+    graph: str = "default",
+    labels: str | os.PathLike[str] | None = None,
+    examples: int = 4,
+    data: str | os.PathLike[str] | None = None,
+    png: str | os.PathLike[str] | None = None,
+    stamp: str | None = None,
+    memory: str | int | None = None,
+    catalog: Catalog | None = None,
+) -> WrittenGraphReport:
+    """Write a feature graph as one HTML page, which needs no network and no other file.
+
+    It shows what was counted within each layer and between every two, the graph to search and to walk in, all
+    correlations of the units with most edges as heat maps, degrees and components, communities, and the strongest
+    edges, each with the rows where both of its units are strongest. The numbers of every plot are in the page too.
+
+    Parameters
+    ----------
+    lake : Lake, str or path
+    out : path
+        The page.
+    graph : str
+        Name of a graph that `graph` made.
+    labels : path, optional
+        A table of what units are called; see `saestore.graphing.unit_labels.read_unit_labels`.
+    examples : int
+        Rows of each unit that is shown with examples, each of another sample; 0 for none.
+    data : path, optional
+        A folder for the numbers as CSV, the correlations of heat maps as `.npy` too.
+    png : path, optional
+        A folder for the figures as PNG files.
+    stamp : str, optional
+        A text for the page's foot, such as the date. Without it the same graph gives the same bytes.
+    memory : str or int, optional
+        The most to use, such as `8GiB`.
+
+    Returns
+    -------
+    WrittenGraphReport
+
+    Raises
+    ------
+    MissingError
+        There is no such graph.
+    InputError
+        The labels cannot be used, or a file cannot be written.
+    BudgetError
+        The correlations do not fit the memory.
+    DependencyError
+        matplotlib or scipy is not installed.
+
+    Examples
+    --------
+    >>> report_graph("lake", out="graph.html", data="numbers").graph  # doctest: +SKIP
+    'default'
+    """
+    from saestore.budget import parse_memory
+    from saestore.graphing.unit_labels import NO_LABELS, read_unit_labels
+    from saestore.report.graph import graph_report
+
+    if examples < 0:
+        raise InputError(f"examples {examples} is below 0; give the rows of each unit to show, 0 for none")
+    page = _page(out)
+    opened = open_lake(lake, catalog=catalog)
+    found = opened.open_graph(graph)
+    named = NO_LABELS if labels is None else read_unit_labels(labels, found)
+    made = graph_report(opened, found, labels=named, examples=examples, budget=parse_memory(memory), stamp=stamp)
+    files, pictures = [], []
+    if data is not None:
+        folder = Path(data).expanduser()
+        files = [_write(folder / f"{block.name}.csv", block.csv(), "--data") for block in made.data]
+        files += [_write(folder / f"{name}.npy", _npy(r), "--data") for name, r in made.matrices.items()]
+    if png is not None:
+        folder = Path(png).expanduser()
+        pictures = [_write(folder / f"{each.name}.png", each.png(), "--png") for each in made.pictures]
+    _write(page, made.html, "--out")
+    return WrittenGraphReport(
+        path=page, bytes=page.stat().st_size, graph=found.name, data=tuple(files), pictures=tuple(pictures)
+    )
+
+
 def _page(out: str | os.PathLike[str]) -> Path:
     """Return where a page is to be, which is no folder (InputError)."""
     page = Path(out).expanduser()
@@ -219,3 +323,9 @@ def _write(path: Path, content: str | bytes, option: str) -> Path:
     with whole_file(path, option=option) as partial:
         partial.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8"))
     return path
+
+
+def _npy(matrix: NDArray[np.float64]) -> bytes:
+    content = io.BytesIO()
+    np.save(content, matrix)
+    return content.getvalue()

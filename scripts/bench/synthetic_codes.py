@@ -9,6 +9,7 @@ rows the median has about 1,600, and the most frequent unit about 170,000.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,8 +33,10 @@ def codes_path() -> str:
     return CodesKey(DATASET, MODEL, LAYER, SAE, "token").path
 
 
-def write_codes_lake(folder: str | Path, *, rows: int, k: int, d_sae: int, seed: int = 0) -> Any:
-    """Write samples with texts, positions and codes, all from a seed, and return the lake."""
+def write_codes_lake(
+    folder: str | Path, *, rows: int, k: int, d_sae: int, seed: int = 0, layers: Sequence[str] = (LAYER,)
+) -> Any:
+    """Write samples with texts, positions and codes of each layer, all from a seed, and return the lake."""
     import numpy as np
 
     import saestore
@@ -78,29 +81,29 @@ def write_codes_lake(folder: str | Path, *, rows: int, k: int, d_sae: int, seed:
         attributes={"model_id": MODEL, "revision": "", "content": "text", "truncated": 0},
     )
     config = SAEConfig(architecture="topk", d_in=1_024, d_sae=d_sae, k=k)
-    key = CodesKey(DATASET, MODEL, LAYER, SAE, "token")
-    group = RowGroup.create(
-        lake.storage,
-        key.path,
-        kind="codes",
-        axis="row",
-        grid=plan_grid(rows, k, config, 2),
-        arrays=code_arrays(k=k, d_sae=d_sae, dtype="float16"),
-        identity={"seed": seed, "k": k},
-        attributes={
-            "k": k,
-            "d_sae": d_sae,
-            "dtype": "float16",
-            "signed": False,
-            "sample_type": "token",
-            "quality": {"rows": 0, "explained_variance": None, "l0": float(k), "dead_units": 0},
-        },
-    )
-    draw = _Draw(d_sae, k, seed)
-    for shard in group.missing_shards():
-        part = group.grid.shard(shard)
-        indices, values = draw.rows(part.start, part.stop)
-        group.write_shard(shard, {"indices": indices, "values": values, "l0": np.full(len(indices), k, np.uint32)})
+    for number, layer in enumerate(layers):
+        group = RowGroup.create(
+            lake.storage,
+            CodesKey(DATASET, MODEL, layer, SAE, "token").path,
+            kind="codes",
+            axis="row",
+            grid=plan_grid(rows, k, config, 2),
+            arrays=code_arrays(k=k, d_sae=d_sae, dtype="float16"),
+            identity={"seed": seed + number, "k": k},
+            attributes={
+                "k": k,
+                "d_sae": d_sae,
+                "dtype": "float16",
+                "signed": False,
+                "sample_type": "token",
+                "quality": {"rows": 0, "explained_variance": None, "l0": float(k), "dead_units": 0},
+            },
+        )
+        draw = _Draw(d_sae, k, seed + number)
+        for shard in group.missing_shards():
+            part = group.grid.shard(shard)
+            indices, values = draw.rows(part.start, part.stop)
+            group.write_shard(shard, {"indices": indices, "values": values, "l0": np.full(len(indices), k, np.uint32)})
     return lake
 
 

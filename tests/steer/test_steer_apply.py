@@ -405,6 +405,33 @@ def test_another_model_is_refused():
     refused(model, bundle, MissingError, "has no module 'x.y'", layer="module.x.y")
 
 
+def test_what_imported_activations_do_not_tell_is_not_compared():
+    model = tiny("gpt2")
+    model.name_or_path = "org/small"
+    place = place_of(model, "layer_1", model_id="small", hook=None)
+    _, bundle = random_bundle(model, "layer_1", place=place)
+    plain = hidden_of(model, "layer_1", {"input_ids": PROMPT})
+    with apply(model, bundle, 4, 1.0):
+        got = hidden_of(model, "layer_1", {"input_ids": PROMPT})
+    torch.testing.assert_close(got, plain + torch.from_numpy(bundle.decoder[4]), rtol=0, atol=1e-5)
+    refused(model, bundle, InputError, "is for other/small at an unknown revision", model_id="other/small")
+    refused(model, bundle, InputError, "is for smal at an unknown revision", model_id="smal")
+
+
+def test_a_module_of_its_own_width_is_steered():
+    model = tiny("gpt2")
+    layer = "module.h.1.mlp.c_fc"
+    width = model.get_submodule("h.1.mlp.c_fc").nf
+    assert width != model.config.hidden_size
+    weights = random_sae("jumprelu", d_in=width, d_sae=12)
+    codes = np.random.default_rng(0).gamma(1.0, size=(100, 12))
+    bundle = bundle_of(weights, codes, place_of(model, layer, d_model=width), pairs=[(4, 1)])
+    plain = hidden_of(model, layer, {"input_ids": PROMPT})
+    with apply(model, bundle, 4, 3.0):
+        got = hidden_of(model, layer, {"input_ids": PROMPT})
+    torch.testing.assert_close(got, plain + 3 * torch.from_numpy(bundle.decoder[4]), rtol=0, atol=1e-5)
+
+
 def test_a_model_that_was_copied_is_known_by_its_files(minilm_folder, minilm_steer, tmp_path):
     import shutil
 

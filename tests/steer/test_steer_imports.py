@@ -25,3 +25,8 @@ def test_steering_needs_torch_and_little_else():
     loaded = modules_after("import saestore.steer, saestore.steer.measuring, saestore.kernels.normalize")
     assert "torch" in loaded
     assert not loaded & HEAVY
+
+
+def test_the_package_is_there_without_an_import_of_its_own():
+    loaded = modules_after("import saestore\nassert saestore.steer.apply\nassert callable(saestore.steer_bundle)")
+    assert "torch" not in loaded
