@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -97,7 +98,7 @@ class End:
     def rows_identity(self) -> list[str]:
         """What determines the rows; ends with the same can be joined in one graph."""
         pooled = [] if self.pooling is None else [self.pooling]
-        return [f"{one.axis.digest} {one.words}" for one in self.selections] + pooled
+        return [rows_identity(selection) for selection in self.selections] + pooled
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -280,6 +281,12 @@ def chosen_units(text: str, n: int, what: str) -> NDArray[np.int64]:
     if not found:
         raise InputError(f"no units of {what} are named; write 0:100, or 5 17 99")
     return np.unique(np.concatenate(found))
+
+
+def rows_identity(selection: Selection) -> str:
+    """Return what names chosen rows: the digest of their axis, a hash of the rows, and the conditions in words."""
+    rows = hashlib.sha256(selection.starts.tobytes() + selection.stops.tobytes()).hexdigest()[:16]
+    return f"{selection.axis.digest} {rows} {selection.words}"
 
 
 def selection_of(

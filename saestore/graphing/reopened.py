@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -10,11 +11,13 @@ import numpy as np
 from saestore.activations import Activations
 from saestore.codes import Codes
 from saestore.errors import SaestoreError
-from saestore.graphing.ends import End, selection_of
+from saestore.graphing.ends import End, rows_identity, selection_of
 from saestore.graphs import FeatureGraph, GraphEnd
 from saestore.lake import Lake
-from saestore.layout import ActivationsKey, CodesKey
+from saestore.layout import SPLITS, ActivationsKey, CodesKey
 from saestore.selection import Selection
+
+_SPLIT = re.compile(rf"split (?:{'|'.join(SPLITS)})(?: or (?:{'|'.join(SPLITS)}))*")
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,22 +82,26 @@ def _reopened(
             reason = f"{source.key.path} was written anew since the graph was made"
             return ReopenedEnd(described, None, reason)
     chosen = tuple(selection for selection in selections if selection is not None)
-    if len(chosen) < len(sources):
-        reason = f"the rows of the graph ({graph.summary['rows']['what']}) cannot be chosen again"
-        return ReopenedEnd(described, None, reason)
-    units = np.concatenate([np.arange(first, stop) for first, stop in identity["units"]])
-    return ReopenedEnd(described, End(sources, chosen, units, identity["pooling"]))  # type: ignore[arg-type]
+    if len(chosen) == len(sources):
+        units = np.concatenate([np.arange(first, stop) for first, stop in identity["units"]])
+        return ReopenedEnd(described, End(sources, chosen, units, identity["pooling"]))  # type: ignore[arg-type]
+    return ReopenedEnd(
+        described, None, f"the rows of the graph ({graph.summary['rows']['what']}) cannot be chosen again"
+    )
 
 
 def _selection(source: Codes | Activations, identity: str) -> Selection | None:
-    """Choose the rows that a graph names by their axis and conditions; None where these are not all in its words."""
-    digest, _, words = identity.partition(" ")
+    """Choose the rows that a graph names; None where the words of their conditions do not lead to the same rows.
+
+    Words have no brackets around conditions, and long ones are cut.
+    """
+    words = identity.split(" ", 2)[2]
     parts = words.split(" and ")
-    split = next((part.removeprefix("split ").split(" or ") for part in parts if part.startswith("split ")), None)
-    rest = [part for part in parts if not part.startswith("split ") and part != "no special tokens"]
-    rest = [part for part in rest if part != "all rows"]
+    splits = [part for part in parts if _SPLIT.fullmatch(part)]
+    rest = " and ".join(part for part in parts if part not in (*splits, "no special tokens", "all rows"))
+    split = splits[0].removeprefix("split ").split(" or ") if splits else None
     try:
-        found = selection_of(source, " and ".join(rest) or None, split)
+        found = selection_of(source, rest or None, split)
+        return found if rows_identity(found) == identity else None
     except SaestoreError:
         return None
-    return found if found.words == words and found.axis.digest == digest else None

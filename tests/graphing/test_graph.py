@@ -422,6 +422,15 @@ def test_ends_of_other_rows_are_refused_and_it_is_said_how(made: Made) -> None:
         made.lake.graph(one, other.where("position > 2"), quiet=True)
 
 
+def test_rows_that_are_named_alike_are_told_apart(made: Made) -> None:
+    """Words of conditions have no brackets, and long ones are cut."""
+    given: dict[str, Any] = {"saes": "s", "sample_type": "token", "datasets": "one", "name": "rows", "quiet": True}
+    long = " or ".join(f"position == {place}" for place in range(1, 30))
+    graph(made.lake, where=f"({long}) and position > 0", **given)
+    with pytest.raises(ConflictError, match=r"graph 'rows' .* was made differently \(rows: "):
+        graph(made.lake, where=f"({long.replace('29', '28').replace('== 2 ', '== 3 ')}) and position > 0", **given)
+
+
 def test_a_damaged_table_is_named(made: Made) -> None:
     graph(made.lake, saes="s", sample_type="token", name="damaged", quiet=True)
     key = graph_table_path("damaged", "edges")

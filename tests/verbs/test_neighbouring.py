@@ -218,6 +218,17 @@ def test_the_command_shows_both_units_side_by_side(known: GraphLake, capsys: pyt
     assert json.loads(capsys.readouterr().out)["edges"][0]["other"]["unit"] == found.edges[0].other.unit
 
 
+def test_rows_that_the_words_do_not_tell_are_not_guessed(known: GraphLake) -> None:
+    """The words of this choice are those of another, in which the brackets stand elsewhere."""
+    make(known, "either", saes="s", where="position < 6 and (position > 1 or not split == 'test')")
+    found = neighbours(known.lake, unit=5, graph="either")
+    assert found.edges
+    assert found.unit.examples == ()
+    assert "cannot be chosen again" in found.notes[0]
+    make(known, "column", saes="s", where="split == 'test'")
+    assert neighbours(known.lake, unit=5, graph="column", n=1).unit.examples
+
+
 def test_codes_without_postings_say_what_to_run(tmp_path: Path) -> None:
     made = graph_lake(str(tmp_path / "lake"), postings=False)
     make(made)
