@@ -56,6 +56,11 @@ class StoredMeasures:
         """Where they lie."""
         return graph_work_path(self.graph, self.run_id, f"measured-{self.place}")
 
+    @property
+    def identity(self) -> tuple[str, str, int]:
+        """What tells the end apart from those of all graphs of all lakes."""
+        return self.storage.url, self.run_id, self.place
+
     def write(self, measures: Measured) -> None:
         """Write them, unless they are there."""
         if self.storage.sizes([self.key])[0] is None:
@@ -66,7 +71,7 @@ class StoredMeasures:
 
     def read(self) -> Measured:
         """Read them, once in a process."""
-        return load_once(("graph measures", self.run_id, self.place), self._read, keep=_KEPT_ENDS)
+        return load_once(("graph measures", *self.identity), self._read, keep=_KEPT_ENDS)
 
     def _read(self) -> Measured:
         content = self.storage.get(self.key)

@@ -140,7 +140,7 @@ class CodesPairTask:
         """Return the entries of both blocks, which tasks that follow each other share."""
         known_a, known_b = self.a.read(), self.b.read()
         rows = load_once(
-            ("graph rows", self.b.run_id, self.b.place, self.block_b),
+            ("graph rows", *self.b.identity, self.block_b),
             lambda: rows_of(self.b.end, known_b.moments, *self.block_b),
         )
 
@@ -150,7 +150,7 @@ class CodesPairTask:
             own = rows_of(self.a.end, known_a.moments, *self.block_a)
             return unit_major(own, 0, self.block_a[1] - self.block_a[0])
 
-        return load_once(("graph units", self.a.run_id, self.a.place, self.block_a), units), rows
+        return load_once(("graph units", *self.a.identity, self.block_a), units), rows
 
 
 @dataclass(frozen=True, eq=False)

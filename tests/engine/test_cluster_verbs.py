@@ -65,11 +65,11 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     found: list[tuple[str, int]] = []
     threads, cluster = engine._run_threads, engine._run_cluster
 
-    def run_threads(tasks: Sequence[Any], *others: Any) -> None:
+    def run_threads(tasks: Sequence[Any], *others: Any) -> list[Any]:
         found.append(("threads", len(tasks)))
-        threads(tasks, *others)
+        return threads(tasks, *others)
 
-    def run_cluster(client: Any, tasks: Sequence[Any]) -> Iterator[int]:
+    def run_cluster(client: Any, tasks: Sequence[Any]) -> Iterator[tuple[int, Any]]:
         found.append(("cluster", len(tasks)))
         return cluster(client, tasks)
 
@@ -96,6 +96,11 @@ def analyse(lake: str, scheduler: str | None, name: str) -> str:
     for view in (None, name):
         said.append(saestore.thresholds(lake, view=view, name=name, **options))
         said.append(saestore.detect(lake, view=view, name=name, thresholds=name, **options))
+    joined = saestore.graph(
+        lake, saes="bare", sample_type="token", name=name, min_r=0.1, min_support=1, null=True, scheduler=scheduler,
+        quiet=True,
+    )  # fmt: skip
+    said.append(joined.summary)
     return repr(said)
 
 
