@@ -38,7 +38,8 @@ def probe(result: Probes, options: Mapping[str, Any]) -> str:
             reasons = Counter((task.dataset, task.reason) for task in tasks_there)
             listed = [f"{title}: {dataset}: {reason}" for dataset, reason in reasons]
             parts.append("\n".join(_some(listed)))
-    skipped = Counter((row["dataset"], row["setting"], row["reason"]) for row in result.rows if row["reason"])
+    cells = [row for row in result.rows if row["num_train"] is not None]  # others are the missing tasks
+    skipped = Counter((row["dataset"], row["setting"], row["reason"]) for row in cells if row["reason"])
     if skipped:
         lines = [
             f"{dataset}, {setting}: {reason} ({number} rows)" for (dataset, setting, reason), number in skipped.items()
