@@ -275,12 +275,16 @@ def measured(folder: Path, *, quick: bool) -> list[Record]:
     theirs = child(__file__, "package", {"folder": str(place), "tasks": tasks})
     known = {(row["dataset"], row["k"]): row for row in theirs["rows"]}
     assert len(mine["rows"]) == len(known) == len(tasks) * len(KS)
-    alike, differing = [], []
+    alike: dict[str, list[float]] = {task: [] for task in tasks}
+    unlike: dict[str, list[float]] = {task: [] for task in tasks}
+    differing = []
     for row in mine["rows"]:
         other = known[row["dataset"], row["k"]]
+        apart = abs(row["auc"] - other["auc"])
         if {*row["units"]} == {*other["units"][: row["k"]]}:
-            alike.append(abs(row["auc"] - other["auc"]))
+            alike[row["dataset"]].append(apart)
         else:
+            unlike[row["dataset"]].append(apart)
             differing.append({"dataset": row["dataset"], "ours": row["units"], "theirs": other["units"][: row["k"]]})
     told = child(__file__, "ties", {"folder": str(place), "differing": differing})
     what = f"{len(tasks)} tasks, {QUICK_D_SAE if quick else D_SAE:,} units, k = 1 to 512"
@@ -294,9 +298,24 @@ def measured(folder: Path, *, quick: bool) -> list[Record]:
             goal="" if quick else ">= 10",
         ),
         Record.of(f"{what}: of ours, encoding", mine["encoded"], "s"),
-        Record.of(f"{what}: probes on the same units", len(alike), f"of {len(known)}"),
-        Record.of(
-            f"{what}: largest difference of their AUC, in millionths", 1e6 * max(alike), "millionths", goal="<= 2000"
+        Record.of(f"{what}: probes on the same units", sum(map(len, alike.values())), f"of {len(known)}"),
+        *(
+            Record.of(
+                f"{task}: largest difference of AUC, {len(found)} probes on the same units",
+                1e6 * max(found),
+                "millionths",
+                goal="<= 2000",
+            )
+            for task, found in alike.items()
+        ),
+        *(
+            Record.of(
+                f"{task}: largest difference of AUC, {len(found)} on others of the same score",
+                1e6 * max(found),
+                "millionths",
+            )
+            for task, found in unlike.items()
+            if found
         ),
         Record.of(
             f"{what}: where units differ, how far their scores are apart",
