@@ -6,14 +6,13 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from saestore.verbs.names import LakeLike, open_lake
 
 if TYPE_CHECKING:
     from saestore.catalogs import Catalog
     from saestore.graphing.build import GraphPlan
-    from saestore.graphing.ends import Pooling
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ def graph(
     model: str | None = None,
     view: str | None = None,
     units: str | None = None,
-    pooling: Pooling | None = None,
+    pooling: Literal["mean", "max"] | None = None,
     where: str | None = None,
     split: str | Sequence[str] | None = None,
     name: str = "default",
